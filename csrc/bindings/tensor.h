@@ -1,0 +1,120 @@
+// What the op bindings share: dtype dispatch, pointers out of torch's stable tensors, row loops.
+//
+// Bindings are the only files that see torch, and only through its stable ABI, so that one binary
+// serves torch 2.10 and newer. What a user can get wrong is checked in Python with an error that
+// names the argument; the checks here protect memory should an op be called directly.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <type_traits>
+
+#include "common/dtype.h"
+
+namespace ltk {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::Float32;
+    case ScalarType::Double: return DType::Float64;
+    case ScalarType::Half: return DType::Float16;
+    case ScalarType::BFloat16: return DType::BFloat16;
+    default: STD_TORCH_CHECK(false, "expected logits of a floating dtype");
+  }
+}
+
+// f(Acc{}) with the arithmetic type of the logits: double for float64, else float.
+template <class F>
+auto dispatch_accumulate(DType dtype, F&& f) {
+  return dtype == DType::Float64 ? f(double{}) : f(float{});
+}
+
+// [N, C] logits with unit column stride: themselves, or a contiguous copy.
+inline Tensor rows_of(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 2, "expected `", name, "` to be 2-D, got ", t.dim(), "-D");
+  return t.size(1) <= 1 || t.stride(1) == 1 ? t : torch::stable::contiguous(t);
+}
+
+template <class T>
+constexpr ScalarType scalar_type_of() {
+  if constexpr (std::is_same_v<T, int64_t>)
+    return ScalarType::Long;
+  else if constexpr (std::is_same_v<T, double>)
+    return ScalarType::Double;
+  else
+    return ScalarType::Float;
+}
+
+// The data of an optional contiguous tensor of `size` elements, or null.
+template <class T>
+const T* data_or_null(const std::optional<Tensor>& t, int64_t size, const char* name) {
+  if (!t.has_value()) return nullptr;
+  STD_TORCH_CHECK(
+      t->scalar_type() == scalar_type_of<T>() && t->numel() == size && t->is_contiguous(),
+      "expected `", name, "` to be contiguous with ", size, " elements of the loss's dtype");
+  return static_cast<const T*>(t->const_data_ptr());
+}
+
+template <size_t D>
+Tensor empty(const int64_t (&sizes)[D], ScalarType dtype, const Tensor& like) {
+  int64_t strides[D];
+  for (size_t d = D, step = 1; d-- > 0; step *= std::max<int64_t>(sizes[d], 1)) strides[d] = step;
+  const auto device = like.device();
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      D, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())),
+      device.index(), &handle));
+  return Tensor(handle);
+}
+inline Tensor empty_scalar(ScalarType dtype, const Tensor& like) {
+  return torch::stable::select(empty({1}, dtype, like), 0, 0);
+}
+// What an op returns for an output that was not asked for.
+inline Tensor no_tensor(const Tensor& like) { return empty({0}, ScalarType::Float, like); }
+
+// body(begin, end) over ranges of rows, in parallel where there is enough work.
+template <class F>
+void for_rows(int64_t rows, int64_t columns, const F& body) {
+  constexpr int64_t kElementsATask = 16384;
+  torch::stable::parallel_for(
+      0, rows, std::max<int64_t>(1, kElementsATask / std::max<int64_t>(columns, 1)), body);
+}
+
+// A thread's buffer, aligned to 64 bytes and kept for the next call.
+template <class T>
+T* thread_scratch(int64_t count) {
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  static thread_local std::unique_ptr<T, Free> buffer;
+  static thread_local int64_t capacity = 0;
+  if (count > capacity) {
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    buffer.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    STD_TORCH_CHECK(buffer != nullptr, "out of memory");
+    capacity = count;
+  }
+  return buffer.get();
+}
+
+// Row losses are added in their order, whatever thread computed them.
+template <class Acc>
+Acc ordered_sum(const Acc* x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += static_cast<double>(x[i]);
+  return static_cast<Acc>(sum);
+}
+
+}  // namespace ltk

@@ -1,0 +1,174 @@
+// Row machinery shared by the CPU kernels: staging chunks of a row, softmax state, float16 scales.
+//
+// A row is worked on in chunks that stay in the first-level cache. `stage` brings a chunk there: it
+// converts to the arithmetic type, gathers, scales and shifts, and takes the maximum on the way, so
+// that everything after it sees one kind of data: contiguous, padded with -inf to whole vectors.
+#pragma once
+
+#include "common/cpu/simd.h"
+
+namespace ltk::LTK_ISA {
+
+constexpr int64_t kChunk = 1024;  // 4 KiB of float a stream
+
+constexpr int64_t padded(int64_t n) { return (n + kChunk - 1) / kChunk * kChunk; }
+constexpr int64_t chunks(int64_t n) { return (n + kChunk - 1) / kChunk; }
+
+// x[i] = source[index[i]] * scale[i] + shift[i] * shift_factor; null means i, 1 and 0.
+template <class Acc>
+struct Transform {
+  const int64_t* index;
+  const Acc* scale;
+  const Acc* shift;
+  Acc shift_factor;
+  bool identity() const { return index == nullptr && scale == nullptr && shift == nullptr; }
+  Transform at(int64_t i) const {
+    return {index ? index + i : nullptr, scale ? scale + i : nullptr, shift ? shift + i : nullptr,
+            shift_factor};
+  }
+};
+
+template <class Acc>
+struct Staged {
+  const Acc* x;  // n values, then -inf up to a whole vector
+  Acc max;       // NaN is passed over; it comes back out of the exponentials
+};
+
+template <class Acc>
+inline Acc max_of(const Acc* x, int64_t n) {
+  constexpr int L = kLanes<Acc>;
+  Vec<Acc> a = broadcast(-kInf<Acc>), b = a;
+  int64_t i = 0;
+  for (; i + 2 * L <= n; i += 2 * L) {
+    a = max(load(x + i), a);
+    b = max(load(x + i + L), b);
+  }
+  for (; i < n; i += L) a = max(load(x + i), a);
+  return horizontal_max<Acc>(max(a, b));
+}
+
+template <class Acc>
+inline Acc sum_of(const Acc* x, int64_t n) {
+  constexpr int L = kLanes<Acc>;
+  Vec<Acc> sum{};
+  int64_t i = 0;
+  for (; i + L <= n; i += L) sum += load(x + i);
+  Acc rest = 0;
+  for (; i < n; i++) rest += x[i];
+  return horizontal_sum<Acc>(sum) + rest;
+}
+
+// sum of w (x - origin); a weight of 0 takes its term out, even an infinite one.
+template <class Acc>
+inline Acc weighted_distance(const Acc* w, const Acc* x, int64_t n, Acc origin) {
+  constexpr int L = kLanes<Acc>;
+  const Vec<Acc> from = broadcast(origin);
+  Vec<Acc> sum{};
+  int64_t i = 0;
+  for (; i + L <= n; i += L) {
+    const Vec<Acc> v = load(w + i);
+    sum += v * (v == Vec<Acc>{} ? Vec<Acc>{} : load(x + i) - from);
+  }
+  Acc rest = 0;
+  for (; i < n; i++) rest += w[i] == 0 ? Acc(0) : w[i] * (x[i] - origin);
+  return horizontal_sum<Acc>(sum) + rest;
+}
+
+// sum over a row of w (max - x) and of w, chunk by chunk. Distances from the maximum, not the
+// values: a common offset of large logits must not cancel in the end.
+template <class Acc>
+struct WeightedDistance {
+  Acc weight = 0, distance = 0, from = 0;
+  void add(Acc chunk_weight, Acc chunk_distance_from_origin, Acc origin) {
+    distance += (origin - from) * weight - chunk_distance_from_origin;
+    weight += chunk_weight;
+    from = origin;
+  }
+};
+
+template <class Acc>
+inline void pad(Acc* x, int64_t n) {
+  for (int64_t i = n; i % kLanes<Acc> != 0; i++) x[i] = -kInf<Acc>;
+}
+
+template <class T, class U>
+inline constexpr bool same_type = false;
+template <class T>
+inline constexpr bool same_type<T, T> = true;
+
+// Chunk of n <= kChunk values from `source`, in `buffer` or, where nothing has to be done to it, in
+// place. The pointer of an in-place chunk must be a whole number of vectors.
+template <class Storage, class Acc>
+inline Staged<Acc> stage(const Storage* source, int64_t n, const Transform<Acc>& f, Acc* buffer) {
+  constexpr int L = kLanes<Acc>;
+  const int64_t whole = n - n % L;
+  if (f.identity()) {
+    if constexpr (same_type<Storage, Acc>)
+      if (whole == n) return {source, max_of(source, n)};
+    Vec<Acc> top = broadcast(-kInf<Acc>), top2 = top;
+    int64_t i = 0;
+    for (; i + 2 * L <= whole; i += 2 * L) {
+      const Vec<Acc> x = load(source + i), y = load(source + i + L);
+      store(buffer + i, x);
+      store(buffer + i + L, y);
+      top = max(x, top);
+      top2 = max(y, top2);
+    }
+    for (; i < whole; i += L) {
+      const Vec<Acc> x = load(source + i);
+      store(buffer + i, x);
+      top = max(x, top);
+    }
+    Acc m = horizontal_max<Acc>(max(top, top2));
+    for (i = whole; i < n; i++) {
+      buffer[i] = to_float(source[i]);
+      m = buffer[i] > m ? buffer[i] : m;
+    }
+    pad(buffer, n);
+    return {buffer, m};
+  }
+  if (f.index != nullptr) {
+    for (int64_t i = 0; i < n; i++) buffer[i] = to_float(source[f.index[i]]);
+  } else {
+    for (int64_t i = 0; i < whole; i += L) store(buffer + i, load(source + i));
+    for (int64_t i = whole; i < n; i++) buffer[i] = to_float(source[i]);
+  }
+  if (f.scale != nullptr)
+    for (int64_t i = 0; i < n; i++) buffer[i] *= f.scale[i];
+  if (f.shift != nullptr)
+    for (int64_t i = 0; i < n; i++) buffer[i] += f.shift[i] * f.shift_factor;
+  pad(buffer, n);
+  return {buffer, max_of(buffer, n)};
+}
+
+// The maximum of the chunks so far: what a softmax's kept exponentials and sums refer to.
+template <class Acc>
+struct RunningMax {
+  Acc max = -kInf<Acc>;
+  // Takes a chunk's maximum in; returns what sums made so far must be multiplied by.
+  Acc raise(Acc chunk_max, Acc log2_scale) {
+    if (!(chunk_max > max)) return 1;
+    const Acc correction = max == -kInf<Acc> ? 0 : Acc(std::exp2((max - chunk_max) * log2_scale));
+    max = chunk_max;
+    return correction;
+  }
+  // What exponents refer to. Before the first finite logit every term is exp(-inf) = 0 anyhow.
+  Acc origin() const { return max == -kInf<Acc> ? Acc(0) : max; }
+};
+
+// exp(scale (then - now)): brings an exponential kept under an earlier maximum to the final one.
+template <class Acc>
+inline Acc correction(Acc then, Acc now, Acc log2_scale) {
+  return then == now ? Acc(1) : Acc(std::exp2((then - now) * log2_scale));
+}
+
+// A power of two of at least `magnitude` / 2^12: float16 holds gradients divided by it with a
+// margin of 2^4 above and 2^-36 below.
+inline float half_scale(float magnitude) {
+  if (!(magnitude > 0) || magnitude > 1e30f) return 1;
+  int exponent;
+  std::frexp(magnitude, &exponent);
+  return std::ldexp(1.0f, exponent - 12);
+}
+
+}  // namespace ltk::LTK_ISA

@@ -1,0 +1,227 @@
+// Vectors of the width of the instruction set this file is compiled for.
+//
+// GCC's and Clang's vector extension gives arithmetic, comparison and selection for every target;
+// what it lacks (unaligned and converting loads, horizontal reductions, exp2) is added here. A
+// kernel file is compiled once per instruction set, each time with another LTK_ISA, so everything
+// it defines lives in namespace ltk::LTK_ISA: nothing compiled for AVX-512 can be linked into the
+// place of a baseline function. For the same reason nothing here uses the standard library's
+// templates.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "common/dtype.h"
+
+#ifndef LTK_ISA
+#error "compile with -DLTK_ISA=<name of the instruction set>"
+#endif
+
+#if defined(__AVX512F__)
+#define LTK_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define LTK_VECTOR_BYTES 32
+#else
+#define LTK_VECTOR_BYTES 16
+#endif
+
+namespace ltk::LTK_ISA {
+
+template <class Acc>
+constexpr Acc kLog2e = static_cast<Acc>(1.4426950408889634);
+
+template <class Acc>
+struct Simd;
+template <>
+struct Simd<float> {
+  typedef float V __attribute__((vector_size(LTK_VECTOR_BYTES)));
+  typedef int32_t I __attribute__((vector_size(LTK_VECTOR_BYTES)));
+  typedef uint32_t U __attribute__((vector_size(LTK_VECTOR_BYTES)));
+  static constexpr int lanes = LTK_VECTOR_BYTES / sizeof(float);
+};
+template <>
+struct Simd<double> {
+  typedef double V __attribute__((vector_size(LTK_VECTOR_BYTES)));
+  typedef int64_t I __attribute__((vector_size(LTK_VECTOR_BYTES)));
+  static constexpr int lanes = LTK_VECTOR_BYTES / sizeof(double);
+};
+template <class Acc>
+using Vec = typename Simd<Acc>::V;
+template <class Acc>
+constexpr int kLanes = Simd<Acc>::lanes;
+
+template <class Acc>
+constexpr Acc kInf = static_cast<Acc>(__builtin_inf());
+
+template <class Acc>
+inline Vec<Acc> broadcast(Acc x) {
+  return x - Vec<Acc>{};
+}
+
+template <class T>
+inline T load_bytes(const void* p) {
+  T x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+template <class Acc>
+inline Vec<Acc> load(const Acc* p) {
+  return load_bytes<Vec<Acc>>(p);
+}
+template <class Acc>
+inline void store(Acc* p, Vec<Acc> x) {
+  std::memcpy(p, &x, sizeof x);
+}
+
+// `a > b ? a : b` is one max instruction; where `a` is NaN the result is `b`.
+template <class V>
+inline V max(V a, V b) {
+  return a > b ? a : b;
+}
+
+// The halves are combined down to one lane: a fixed order, whatever the data.
+template <class Acc>
+inline Acc horizontal_sum(Vec<Acc> x) {
+  Acc lane[kLanes<Acc>];
+  std::memcpy(lane, &x, sizeof x);
+  for (int half = kLanes<Acc> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+  return lane[0];
+}
+template <class Acc>
+inline Acc horizontal_max(Vec<Acc> x) {
+  Acc lane[kLanes<Acc>];
+  std::memcpy(lane, &x, sizeof x);
+  for (int half = kLanes<Acc> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+  return lane[0];
+}
+
+// 2^x for x <= ~0, as softmax needs it. 2^x = 2^n 2^f with n = round(x); 2^f is the minimax
+// polynomial of degree 5 on [-1/2, 1/2] among those with 2^0 = 1 exactly: relative error 9.1e-8,
+// 1.7e-7 as evaluated in float, 6.6e-8 in the root mean square. (Degree 6 evaluates to 7.9e-8.)
+// Results below 2^-126 are 0; NaN stays NaN.
+inline Vec<float> exp2(Vec<float> x) {
+  using V = Vec<float>;
+#if defined(__AVX512F__)
+  const __m512 clamped = max(broadcast(-200.0f), V(x));  // NaN is the second operand: kept
+  const __m512 n = _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const V f = V(clamped) - V(n);
+#else
+  using I = Simd<float>::I;
+  const V lowest = broadcast(-126.0f);
+  const V clamped = max(lowest, x);
+  const V magic = broadcast(12582912.0f);  // 1.5 * 2^23: the sum's low bits are round(x)
+  const V shifted = clamped + magic;
+  const V f = clamped - (shifted - magic);
+#endif
+  V p = broadcast(1.3264727197399122e-3f);
+  p = p * f + broadcast(9.671512639658913e-3f);
+  p = p * f + broadcast(5.550733743251557e-2f);
+  p = p * f + broadcast(2.402224208537489e-1f);
+  p = p * f + broadcast(6.931469775991653e-1f);
+  p = p * f + broadcast(1.0f);
+#if defined(__AVX512F__)
+  return V(_mm512_scalef_ps(__m512(p), n));
+#else
+  const V scaled = V(I(p) + (I(shifted) << 23));
+  return x < lowest ? V{} : scaled;
+#endif
+}
+inline Vec<double> exp2(Vec<double> x) {
+  Vec<double> y;
+  for (int i = 0; i < kLanes<double>; i++) y[i] = __builtin_exp2(x[i]);
+  return y;
+}
+
+// ---- 16-bit storage -----------------------------------------------------------------------------
+
+inline float to_float(BFloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  return load_bytes<float>(&bits);
+}
+inline float to_float(Half x) {
+  // Shifted into float's exponent field the number is 2^-112 too small; the product is exact and
+  // normalises subnormals. Inf and NaN keep an exponent that only they can have.
+  const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fff) << 13;
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
+  const float scaled = load_bytes<float>(&magnitude) * 0x1p112f;
+  uint32_t bits = load_bytes<uint32_t>(&scaled);
+  if (magnitude >= 0x0f800000u) bits |= 0x7f800000u;
+  bits |= sign;
+  return load_bytes<float>(&bits);
+}
+inline float to_float(float x) { return x; }
+inline double to_float(double x) { return x; }
+
+// Round to nearest, ties to even.
+inline void from_float(float x, BFloat16* out) {
+  const uint32_t bits = load_bytes<uint32_t>(&x);
+  out->bits = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline void from_float(float x, Half* out) {
+  uint32_t bits = load_bytes<uint32_t>(&x);
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  bits &= 0x7fffffffu;
+  uint16_t half;
+  if (bits >= 0x47800000u) {  // 65536 and up, Inf, NaN
+    half = bits > 0x7f800000u ? 0x7e00 : 0x7c00;
+  } else if (bits < 0x38800000u) {  // below 2^-14: the addition of 1/2 aligns and rounds
+    const float aligned = load_bytes<float>(&bits) + 0.5f;
+    half = static_cast<uint16_t>(load_bytes<uint32_t>(&aligned) - 0x3f000000u);
+  } else {
+    bits += 0xc8000fffu + (bits >> 13 & 1);  // exponent bias 127 -> 15, round to even
+    half = static_cast<uint16_t>(bits >> 13);
+  }
+  out->bits = sign | half;
+}
+inline void from_float(float x, float* out) { *out = x; }
+inline void from_float(double x, double* out) { *out = x; }
+
+inline Vec<float> load(const BFloat16* p) {
+  typedef uint16_t Narrow __attribute__((vector_size(LTK_VECTOR_BYTES / 2)));
+  using U = Simd<float>::U;
+  return Vec<float>(__builtin_convertvector(load_bytes<Narrow>(p), U) << 16);
+}
+inline void store(BFloat16* p, Vec<float> x) {
+  typedef uint16_t Narrow __attribute__((vector_size(LTK_VECTOR_BYTES / 2)));
+  using U = Simd<float>::U;
+  const U bits = U(x);
+  const U rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const U result = x != x ? U{} + 0x7fc0 : rounded;
+  const Narrow narrow = __builtin_convertvector(result, Narrow);
+  std::memcpy(p, &narrow, sizeof narrow);
+}
+
+#if defined(__AVX512F__)
+inline Vec<float> load(const Half* p) {
+  return Vec<float>(_mm512_cvtph_ps(load_bytes<__m256i>(p)));
+}
+inline void store(Half* p, Vec<float> x) {
+  const __m256i narrow = _mm512_cvtps_ph(__m512(x), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(p, &narrow, sizeof narrow);
+}
+#elif defined(__F16C__) && defined(__AVX2__)
+inline Vec<float> load(const Half* p) {
+  return Vec<float>(_mm256_cvtph_ps(load_bytes<__m128i>(p)));
+}
+inline void store(Half* p, Vec<float> x) {
+  const __m128i narrow = _mm256_cvtps_ph(__m256(x), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(p, &narrow, sizeof narrow);
+}
+#else
+inline Vec<float> load(const Half* p) {
+  Vec<float> x;
+  for (int i = 0; i < kLanes<float>; i++) x[i] = to_float(p[i]);
+  return x;
+}
+inline void store(Half* p, Vec<float> x) {
+  for (int i = 0; i < kLanes<float>; i++) from_float(x[i], p + i);
+}
+#endif
+
+}  // namespace ltk::LTK_ISA

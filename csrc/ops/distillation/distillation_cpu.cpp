@@ -1,0 +1,347 @@
+// Distillation loss and its gradients on the CPU (distillation.h has the formulas).
+//
+// One pass over a row: a chunk of both logit rows is staged in the first-level cache with its
+// maxima; its exponentials are taken relative to the running maxima, summed, and kept; after the
+// last chunk the kept exponentials, corrected for the maxima that grew meanwhile, become the
+// gradient. Two exponentials and one logarithm a row instead of an element are all the
+// transcendental work: with x = logits / T and the running maxima m,
+//   KL = ( sum e_t ((x_t - m_t) - (x_s - m_s)) ) / Z_t - ln Z_t + ln Z_s,   e = exp(x - m), Z = sum
+//   e
+// Class weights cost no more: w softmax(x) renormalised is softmax(x + log w).
+// The cross-entropy's exponential is a power of the distillation term's where T is 2 or 4.
+#include "ops/distillation/distillation_cpu.h"
+
+#include "common/cpu/row.h"
+
+namespace ltk::LTK_ISA {
+namespace {
+
+// How exp(logit) of the cross-entropy is had.
+enum class CrossEntropy { None, Own, Square, FourthPower };
+
+template <class Acc>
+struct Scratch {
+  Acc* student;      // [kChunk] staged
+  Acc* teacher;      // [kChunk]
+  Acc* logits;       // [kChunk] student's logits without temperature, for the cross-entropy
+  Acc* exp_student;  // [padded S]
+  Acc* exp_teacher;  // [padded S]
+  Acc* exp_logits;   // [padded S]
+  Acc* out;          // [kChunk] gradients on their way to scattered columns
+  Acc* max_student;  // [chunks] running maximum each chunk's exponentials refer to
+  Acc* max_teacher;  // [chunks]
+  Acc* max_logits;   // [chunks]
+
+  Scratch(Acc* base, int64_t subset) {
+    const int64_t row = padded(subset), n = padded(chunks(subset));
+    auto take = [&base](int64_t count) {
+      Acc* taken = base;
+      base += count;
+      return taken;
+    };
+    student = take(kChunk);
+    teacher = take(kChunk);
+    logits = take(kChunk);
+    out = take(kChunk);
+    exp_student = take(row);
+    exp_teacher = take(row);
+    exp_logits = take(row);
+    max_student = take(n);
+    max_teacher = take(n);
+    max_logits = take(n);
+  }
+  static int64_t size(int64_t subset) {
+    return 4 * kChunk + 3 * padded(subset) + 3 * padded(chunks(subset));
+  }
+};
+
+template <class Storage, bool Gradient, CrossEntropy Ce>
+struct Row {
+  using Acc = Accumulate<Storage>;
+  using V = Vec<Acc>;
+  static constexpr int L = kLanes<Acc>;
+
+  const DistillationParams<Acc>& p;
+  const DistillationTables<Acc>& tables;
+  Scratch<Acc>& scratch;
+
+  // Exponents of one chunk, its sums, and with Gradient the kept exponentials.
+  struct Sums {
+    Acc student = 0, teacher = 0, difference = 0, logits = 0;
+  };
+  // log2-scaled origins: exponent = x * scale - origin.
+  Sums exponentials(const Acc* xs, const Acc* xt, const Acc* xl, int64_t n, Acc log2_scale,
+                    Acc max_s, Acc max_t, Acc max_l, Acc offset, int64_t at) const {
+    const V scale = broadcast(log2_scale), ms = broadcast(max_s), mt = broadcast(max_t);
+    const V ml = broadcast(max_l), d0 = broadcast(offset), none = broadcast(-kInf<Acc>);
+    const V log2e = broadcast(kLog2e<Acc>);
+    V zs{}, zt{}, difference{}, zl{};
+    for (int64_t i = 0; i < n; i += L) {
+      const V s = load(xs + i), t = load(xt + i);
+      const V es = exp2((s - ms) * scale), et = exp2((t - mt) * scale);
+      zs += es;
+      zt += et;
+      // Terms without teacher mass are 0, whatever the difference (-inf - -inf is NaN).
+      difference += et * (et == V{} ? V{} : (t - s) - d0);
+      V el{};
+      if constexpr (Ce == CrossEntropy::Own) el = exp2((load(xl + i) - ml) * log2e);
+      if constexpr (Ce == CrossEntropy::Square) el = es * es;
+      if constexpr (Ce == CrossEntropy::FourthPower) el = (es * es) * (es * es);
+      if constexpr (Ce != CrossEntropy::None) zl += el;
+      if constexpr (Gradient) {
+        store(scratch.exp_student + at + i, es);
+        store(scratch.exp_teacher + at + i, s == none ? V{} : et);  // -inf is a constant
+        if constexpr (Ce == CrossEntropy::Own) store(scratch.exp_logits + at + i, el);
+      }
+    }
+    return {horizontal_sum<Acc>(zs), horizontal_sum<Acc>(zt), horizontal_sum<Acc>(difference),
+            horizontal_sum<Acc>(zl)};
+  }
+
+  // d student of column c, from the kept exponentials: what the vector loop computes, for one lane.
+  Acc gradient_at(int64_t c, Acc u, Acc v, Acc w) const {
+    const Acc es = scratch.exp_student[c];
+    Acc g = u * es - v * scratch.exp_teacher[c];
+    if constexpr (Ce == CrossEntropy::Own) g += w * scratch.exp_logits[c];
+    if constexpr (Ce == CrossEntropy::Square) g += w * (es * es);
+    if constexpr (Ce == CrossEntropy::FourthPower) g += w * ((es * es) * (es * es));
+    return g;
+  }
+
+  void run(int64_t n) const {
+    const Storage* student = static_cast<const Storage*>(p.student) + n * p.student_stride;
+    const Storage* teacher = static_cast<const Storage*>(p.teacher) + n * p.teacher_stride;
+    const Acc* soft = p.soft_target ? p.soft_target + n * p.soft_target_stride : nullptr;
+    const int64_t size = p.subset;
+    const bool by_column = tables.inverse_temperature != nullptr;
+
+    const Acc temperature = p.row_temperature ? p.row_temperature[n] : p.temperature;
+    const Acc inverse = by_column ? Acc(1) : 1 / temperature;
+    const Acc log2_scale = inverse * kLog2e<Acc>;
+    const Transform<Acc> of_student{p.classes, tables.inverse_temperature, nullptr, 0};
+    const Transform<Acc> of_teacher{nullptr, tables.inverse_temperature, tables.log_class_weight,
+                                    by_column ? Acc(1) : temperature};
+    // The cross-entropy reads the student's staged logits unless a temperature is already in them.
+    const bool stage_logits = Ce == CrossEntropy::Own && by_column;
+
+    RunningMax<Acc> max_s, max_t, max_l;
+    Sums sums;
+    Acc offset = 0;  // of the logits' difference: keeps the sum small where both agree
+    bool have_offset = false;
+    WeightedDistance<Acc> soft_distance;  // of the soft target's logits from their maximum
+    for (int64_t k = 0, at = 0; at < size; k++, at += kChunk) {
+      const int64_t count = size - at < kChunk ? size - at : kChunk;
+      const Staged<Acc> s =
+          stage(p.classes ? student : student + at, count, of_student.at(at), scratch.student);
+      const Staged<Acc> t = stage(teacher + at, count, of_teacher.at(at), scratch.teacher);
+      Staged<Acc> l = s;
+      if (stage_logits) l = stage(student + at, count, Transform<Acc>{}, scratch.logits);
+      if (!have_offset && std::isfinite(s.max) && std::isfinite(t.max)) {
+        offset = t.max - s.max;
+        have_offset = true;
+      }
+      sums.student *= max_s.raise(s.max, log2_scale);
+      const Acc teacher_correction = max_t.raise(t.max, log2_scale);
+      sums.teacher *= teacher_correction;
+      // An infinite term whose teacher mass has become 0 is gone, not inf * 0.
+      sums.difference = teacher_correction == 0 ? Acc(0) : sums.difference * teacher_correction;
+      if constexpr (Ce != CrossEntropy::None) sums.logits *= max_l.raise(l.max, kLog2e<Acc>);
+      scratch.max_student[k] = max_s.origin();
+      scratch.max_teacher[k] = max_t.origin();
+      scratch.max_logits[k] = max_l.origin();
+      const Sums chunk = exponentials(s.x, t.x, l.x, count, log2_scale, max_s.origin(),
+                                      max_t.origin(), max_l.origin(), offset, at);
+      sums.student += chunk.student;
+      sums.teacher += chunk.teacher;
+      sums.difference += chunk.difference;
+      sums.logits += chunk.logits;
+      if (soft != nullptr) {
+        const Acc* y = soft + at;
+        soft_distance.add(sum_of(y, count), weighted_distance(y, l.x, count, max_l.origin()),
+                          max_l.origin());
+      }
+    }
+
+    const Acc kl = inverse * (sums.difference / sums.teacher + (offset - (max_t.max - max_s.max))) -
+                   std::log(sums.teacher) + std::log(sums.student);
+    const Acc factor =
+        p.kl_factor * (p.row_factor ? p.row_factor[n * p.row_factor_stride] : Acc(1));
+    Acc loss = factor * kl;
+    Acc lam = 1, mass = 0;
+    if constexpr (Ce != CrossEntropy::None) {
+      const Acc log_sum = std::log(sums.logits);
+      auto nll = [&](int64_t y) { return (max_l.max - to_float(student[y])) + log_sum; };
+      if (soft != nullptr) {
+        mass = soft_distance.weight;
+        loss += soft_distance.distance + mass * log_sum;
+      } else {
+        mass = 1;
+        if (p.target_b != nullptr) lam = p.row_lam ? p.row_lam[n] : p.lam;
+        if (lam != 0) loss += lam * nll(p.target[n]);
+        if (lam != 1) loss += (1 - lam) * nll(p.target_b[n]);
+      }
+    }
+    p.row_loss[n] = loss;
+    if constexpr (Gradient) {
+      Acc unit = p.reduction_factor;
+      if (p.grad_scale != nullptr) {
+        const Acc largest = by_column ? tables.largest_inverse_temperature : inverse;
+        const float magnitude = float(unit * (std::abs(factor) * largest + std::abs(mass)));
+        p.grad_scale[n] = half_scale(magnitude);
+        unit /= p.grad_scale[n];
+      }
+      if (p.student_grad != nullptr)
+        student_gradient(n, student, soft, log2_scale, unit * factor * inverse / sums.student,
+                         unit * factor * inverse / sums.teacher, unit * mass / sums.logits, unit,
+                         lam, max_s.max, max_t.max, max_l.max);
+      if (p.teacher_grad != nullptr)
+        teacher_gradient(n, student, teacher, of_student, of_teacher, log2_scale, inverse,
+                         unit * factor, kl, max_s.max, max_t.max, sums.student, sums.teacher);
+    }
+  }
+
+  void student_gradient(int64_t n, const Storage* student, const Acc* soft, Acc log2_scale, Acc u,
+                        Acc v, Acc w, Acc unit, Acc lam, Acc max_s, Acc max_t, Acc max_l) const {
+    Storage* out = static_cast<Storage*>(p.student_grad) + n * p.columns;
+    const Acc* column_scale = tables.inverse_temperature;
+    if (p.classes != nullptr) std::memset(static_cast<void*>(out), 0, sizeof(Storage) * p.columns);
+    const int64_t whole_row = p.subset;
+    for (int64_t k = 0, at = 0; at < whole_row; k++, at += kChunk) {
+      const int64_t count = whole_row - at < kChunk ? whole_row - at : kChunk;
+      // The chunk's exponentials refer to the maxima of their time.
+      const Acc uk = u * correction(scratch.max_student[k], max_s, log2_scale);
+      const Acc vk = v * correction(scratch.max_teacher[k], max_t, log2_scale);
+      const Acc wk = Ce == CrossEntropy::None
+                         ? Acc(0)
+                         : w * correction(scratch.max_logits[k], max_l, kLog2e<Acc>);
+      const V us = broadcast(uk), vs = broadcast(vk), ws = broadcast(wk);
+      Acc* es = scratch.exp_student + at;
+      Acc* et = scratch.exp_teacher + at;
+      if (column_scale != nullptr)
+        for (int64_t i = 0; i < count; i++) {
+          es[i] *= column_scale[at + i];
+          et[i] *= column_scale[at + i];
+        }
+      auto gradient = [&](int64_t i) {
+        const V e = load(es + i);
+        V g = us * e - vs * load(et + i);
+        if constexpr (Ce == CrossEntropy::Own) g += ws * load(scratch.exp_logits + at + i);
+        if constexpr (Ce == CrossEntropy::Square) g += ws * (e * e);
+        if constexpr (Ce == CrossEntropy::FourthPower) g += ws * ((e * e) * (e * e));
+        return g;
+      };
+      if (soft == nullptr && p.classes == nullptr) {
+        const int64_t whole = count - count % L;
+        for (int64_t i = 0; i < whole; i += L) store(out + at + i, gradient(i));
+        for (int64_t i = whole; i < count; i++)
+          from_float(gradient_at(at + i, uk, vk, wk), out + at + i);
+        if constexpr (Ce != CrossEntropy::None) {
+          subtract_target(out, student, p.target[n], at, count, unit * lam, uk, vk, wk,
+                          p.target_b && p.target_b[n] == p.target[n] ? unit * (1 - lam) : Acc(0));
+          if (p.target_b && p.target_b[n] != p.target[n])
+            subtract_target(out, student, p.target_b[n], at, count, unit * (1 - lam), uk, vk, wk,
+                            0);
+        }
+        continue;
+      }
+      for (int64_t i = 0; i < count; i += L) store(scratch.out + i, gradient(i));
+      if (soft != nullptr)
+        for (int64_t i = 0; i < count; i++)
+          if (to_float(student[at + i]) != -kInf<Acc>) scratch.out[i] -= unit * soft[at + i];
+      for (int64_t i = 0; i < count; i++)
+        from_float(scratch.out[i], out + (p.classes ? p.classes[at + i] : at + i));
+    }
+  }
+
+  // Recomputed before rounding: p - y of a 16-bit p would keep none of the digits of 1 - p.
+  void subtract_target(Storage* out, const Storage* student, int64_t y, int64_t at, int64_t count,
+                       Acc share, Acc u, Acc v, Acc w, Acc second_share) const {
+    if (y < at || y >= at + count || to_float(student[y]) == -kInf<Acc>) return;
+    from_float(gradient_at(y, u, v, w) - share - second_share, out + y);
+  }
+
+  // d teacher = f k / T q (log q - log p - KL). Rare: the chunks are staged a second time.
+  void teacher_gradient(int64_t n, const Storage* student, const Storage* teacher,
+                        const Transform<Acc>& of_student, const Transform<Acc>& of_teacher,
+                        Acc log2_scale, Acc inverse, Acc factor, Acc kl, Acc max_s, Acc max_t,
+                        Acc zs, Acc zt) const {
+    Storage* out = static_cast<Storage*>(p.teacher_grad) + n * p.subset;
+    const bool infinite = kl == kInf<Acc>;
+    const Acc log_ratio = std::log(zs) - std::log(zt) - kl;
+    for (int64_t at = 0; at < p.subset; at += kChunk) {
+      const int64_t count = p.subset - at < kChunk ? p.subset - at : kChunk;
+      const Acc* s =
+          stage(p.classes ? student : student + at, count, of_student.at(at), scratch.student).x;
+      const Acc* t = stage(teacher + at, count, of_teacher.at(at), scratch.teacher).x;
+      const V scale = broadcast(log2_scale), mt = broadcast(max_t);
+      const V difference = broadcast(max_t - max_s), inv = broadcast(inverse);
+      const V shift = broadcast(log_ratio), outer = broadcast(factor * inverse / zt);
+      for (int64_t i = 0; i < count; i += L) {
+        const V x = load(t + i), e = exp2((x - mt) * scale);
+        const V log_odds = ((x - load(s + i)) - difference) * inv + shift;
+        store(scratch.out + i, e == V{} ? V{} : outer * e * log_odds);
+      }
+      const Acc* column_scale = tables.inverse_temperature;
+      for (int64_t i = 0; i < count; i++) {
+        const Acc g = scratch.out[i] * (column_scale ? column_scale[at + i] : Acc(1));
+        from_float(infinite ? Acc(0) : g, out + at + i);
+      }
+    }
+  }
+};
+
+template <class Storage, bool Gradient>
+void rows(const DistillationParams<Accumulate<Storage>>& p,
+          const DistillationTables<Accumulate<Storage>>& tables, int64_t begin, int64_t end,
+          Accumulate<Storage>* memory) {
+  Scratch<Accumulate<Storage>> scratch(memory, p.subset);
+  auto all = [&](auto row) {
+    for (int64_t n = begin; n < end; n++) row.run(n);
+  };
+  const bool cross_entropy = p.target != nullptr || p.soft_target != nullptr;
+  const bool one_temperature = p.row_temperature == nullptr && p.column_temperature == nullptr;
+  if (!cross_entropy)
+    all(Row<Storage, Gradient, CrossEntropy::None>{p, tables, scratch});
+  else if (one_temperature && p.temperature == 2)
+    all(Row<Storage, Gradient, CrossEntropy::Square>{p, tables, scratch});
+  else if (one_temperature && p.temperature == 4)
+    all(Row<Storage, Gradient, CrossEntropy::FourthPower>{p, tables, scratch});
+  else
+    all(Row<Storage, Gradient, CrossEntropy::Own>{p, tables, scratch});
+}
+
+}  // namespace
+
+template <class Acc>
+int64_t distillation_scratch(const DistillationParams<Acc>& p) {
+  return Scratch<Acc>::size(p.subset);
+}
+
+template <>
+void distillation_rows<float>(const DistillationParams<float>& p,
+                              const DistillationTables<float>& t, DType dtype, int64_t begin,
+                              int64_t end, float* scratch) {
+  const bool gradient = p.student_grad != nullptr || p.teacher_grad != nullptr;
+  auto run = [&](auto storage) {
+    using Storage = decltype(storage);
+    gradient ? rows<Storage, true>(p, t, begin, end, scratch)
+             : rows<Storage, false>(p, t, begin, end, scratch);
+  };
+  if (dtype == DType::Float32) run(float{});
+  if (dtype == DType::Float16) run(Half{});
+  if (dtype == DType::BFloat16) run(BFloat16{});
+}
+
+template <>
+void distillation_rows<double>(const DistillationParams<double>& p,
+                               const DistillationTables<double>& t, DType, int64_t begin,
+                               int64_t end, double* scratch) {
+  const bool gradient = p.student_grad != nullptr || p.teacher_grad != nullptr;
+  gradient ? rows<double, true>(p, t, begin, end, scratch)
+           : rows<double, false>(p, t, begin, end, scratch);
+}
+
+template int64_t distillation_scratch<float>(const DistillationParams<float>&);
+template int64_t distillation_scratch<double>(const DistillationParams<double>&);
+
+}  // namespace ltk::LTK_ISA
