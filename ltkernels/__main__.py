@@ -1,0 +1,19 @@
+"""``python -m ltkernels``: what was built, and the commands there are."""
+
+from __future__ import annotations
+
+import ltkernels
+
+COMMANDS = {"ltkernels.train": "train a method; without arguments, the quick demonstration"}
+
+
+def main() -> None:
+    """Print the build facts and the commands."""
+    print(ltkernels.info())
+    print("\ncommands (each has --help):")
+    for module, summary in COMMANDS.items():
+        print(f"  python -m {module:<18} {summary}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""Argument checks shared by `ltkernels.reference` and `ltkernels.functional`.
+
+Shapes, dtypes and devices are checked always. Values (targets, temperatures, weights) are checked
+where that is cheap and cannot synchronise: tensors in CPU memory, outside of tracing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Temperature: TypeAlias = float | Tensor
+TemperatureKind: TypeAlias = Literal["scalar", "class", "sample"]
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
+ClassCounts: TypeAlias = Sequence[int] | Sequence[float] | Tensor
+
+LOGIT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+REDUCTIONS = ("mean", "sum", "none")
+
+
+# --- what a call may look at ---------------------------------------------------------------------
+
+
+def can_read_values(tensor: Tensor) -> bool:
+    """Whether the values of `tensor` may be looked at: real CPU memory, not being traced."""
+    return (
+        not torch.compiler.is_compiling()
+        and tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, torch.nn.Parameter)  # not a fake or distributed tensor
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0  # no tracing mode
+    )
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 where one of the tensors is, else float32: the dtype of the arithmetic."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+# --- single arguments ----------------------------------------------------------------------------
+
+
+def _shape(x: Tensor) -> str:
+    return str(list(x.shape))
+
+
+def _fail_shape(op: str, name: str, symbols: str, sizes: Sequence[int], got: Tensor) -> ValueError:
+    return ValueError(
+        f"`{op}`: expected `{name}` to be {symbols} = {list(sizes)}, got {_shape(got)}"
+    )
+
+
+def tensor(op: str, name: str, value: object) -> Tensor:
+    """`value`, which must be a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{op}`: expected `{name}` to be a Tensor, got {type(value).__name__}")
+    return value
+
+
+def logits(op: str, name: str, value: object, like: Tensor | None = None) -> Tensor:
+    """Logits `[N, C]` with C >= 1, of a floating dtype, on the device of `like`."""
+    x = tensor(op, name, value)
+    if x.dtype not in LOGIT_DTYPES:
+        raise TypeError(
+            f"`{op}`: expected `{name}` to be float16, bfloat16, float32 or float64, got {x.dtype}"
+        )
+    if x.dim() != 2 or x.shape[1] == 0:
+        raise ValueError(
+            f"`{op}`: expected `{name}` to be [N, C] with at least one class, got {_shape(x)}"
+        )
+    if like is not None:
+        same_device(op, name, x, like)
+    return x
+
+
+def same_device(op: str, name: str, x: Tensor, like: Tensor) -> None:
+    """`x` must lie where the logits lie."""
+    if x.device != like.device:
+        raise ValueError(
+            f"`{op}`: expected `{name}` to be on {like.device} like the logits, got {x.device}"
+        )
+
+
+def vector(
+    op: str,
+    name: str,
+    value: object,
+    symbol: str,
+    size: int,
+    like: Tensor,
+    *,
+    non_negative: bool = False,
+) -> Tensor:
+    """A floating vector `[size]` on the device of `like`."""
+    x = tensor(op, name, value)
+    if x.dtype not in LOGIT_DTYPES:
+        raise TypeError(f"`{op}`: expected `{name}` to be a floating tensor, got {x.dtype}")
+    if x.dim() != 1 or x.shape[0] != size:
+        raise _fail_shape(op, name, f"[{symbol}]", [size], x)
+    same_device(op, name, x, like)
+    if non_negative and can_read_values(x) and not x.min().item() >= 0:  # NaN fails too
+        raise ValueError(f"`{op}`: expected `{name}` >= 0, got {float(x.min())}")
+    return x
+
+
+def number(op: str, name: str, value: object) -> float:
+    """A Python number (`bool` is none)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{op}`: expected `{name}` to be a number, got {type(value).__name__}")
+    return value
+
+
+def positive(op: str, name: str, value: object) -> float:
+    """A finite number > 0."""
+    x = number(op, name, value)
+    if not 0 < x < math.inf:
+        raise ValueError(f"`{op}`: expected `{name}` to be finite and > 0, got {x}")
+    return x
+
+
+def reduction(op: str, value: object) -> None:
+    """One of "mean", "sum", "none"."""
+    if value not in REDUCTIONS:
+        raise ValueError(
+            f"`{op}`: expected `reduction` to be 'mean', 'sum' or 'none', got {value!r}"
+        )
+
+
+def temperature(
+    op: str, value: object, rows: int, columns: int, like: Tensor, *, columns_symbol: str = "C"
+) -> TemperatureKind:
+    """How a temperature applies: to everything, a class column `[C]` or a sample `[N, 1]`."""
+    if not isinstance(value, Tensor):
+        positive(op, "temperature", value)
+        return "scalar"
+    if value.dtype not in LOGIT_DTYPES:
+        raise TypeError(f"`{op}`: expected `temperature` to be floating, got {value.dtype}")
+    same_device(op, "temperature", value, like)
+    kind: TemperatureKind
+    if value.numel() == 1:
+        kind = "scalar"
+    elif value.dim() == 1 and value.shape[0] == columns:
+        kind = "class"
+    elif value.dim() == 2 and value.shape[0] == rows and value.shape[1] == 1:
+        kind = "sample"
+    else:
+        raise ValueError(
+            f"`{op}`: expected `temperature` to be a number, [{columns_symbol}] = [{columns}] or "
+            f"[N, 1] = [{rows}, 1], got {_shape(value)}"
+        )
+    if value.numel() > 0 and can_read_values(value) and not value.min().item() > 0:
+        raise ValueError(f"`{op}`: expected `temperature` > 0, got {float(value.min())}")
+    return kind
+
+
+def class_target(
+    op: str, name: str, value: object, like: Tensor, *, ignore_index: int | None = None
+) -> Tensor:
+    """Class indices int64 `[N]` in 0..C-1 (or `ignore_index`) for the logits `like`."""
+    x = tensor(op, name, value)
+    rows, classes = like.shape
+    if x.dtype != torch.int64:
+        raise TypeError(f"`{op}`: expected `{name}` to be int64 class indices, got {x.dtype}")
+    if x.dim() != 1 or x.shape[0] != rows:
+        raise _fail_shape(op, name, "[N]", [rows], x)
+    same_device(op, name, x, like)
+    if can_read_values(x) and x.numel() > 0:
+        low, high = x.min().item(), x.max().item()
+        if ignore_index is not None and (low < 0 or high >= classes):
+            kept = x[x != ignore_index]
+            low, high = (kept.min().item(), kept.max().item()) if kept.numel() else (0, 0)
+        if low < 0 or high >= classes:
+            bad = low if low < 0 else high
+            raise IndexError(f"`{op}`: expected `{name}` in 0..{classes - 1}, got {bad}")
+    return x
+
+
+def class_subset(op: str, value: object, student: Tensor) -> Tensor:
+    """Distinct columns int64 `[S]` of the student."""
+    x = tensor(op, "classes", value)
+    if x.dtype != torch.int64:
+        raise TypeError(f"`{op}`: expected `classes` to be int64, got {x.dtype}")
+    if x.dim() != 1 or x.shape[0] == 0:
+        raise ValueError(f"`{op}`: expected `classes` to be [S] with S >= 1, got {_shape(x)}")
+    same_device(op, "classes", x, student)
+    if can_read_values(x):
+        columns = student.shape[1]
+        low, high = x.min().item(), x.max().item()
+        if low < 0 or high >= columns:
+            bad = low if low < 0 else high
+            raise IndexError(f"`{op}`: expected `classes` in 0..{columns - 1}, got {bad}")
+        times = torch.bincount(x)
+        if int(times.max()) > 1:
+            raise ValueError(
+                f"`{op}`: expected `classes` to be distinct, got {int(times.argmax())} twice"
+            )
+    return x
+
+
+def class_counts(op: str, value: object, name: str = "class_counts") -> Tensor:
+    """Training images a class, as float64 `[C]` on the CPU; every count must be > 0."""
+    try:
+        counts = torch.as_tensor(value).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"`{op}`: expected `{name}` to be a sequence or tensor of numbers, "
+            f"got {type(value).__name__}"
+        ) from error
+    if counts.dim() != 1 or counts.numel() == 0:
+        raise ValueError(f"`{op}`: expected `{name}` to be [C] with C >= 1, got {_shape(counts)}")
+    if not bool(((counts > 0) & (counts < math.inf)).all()):
+        raise ValueError(f"`{op}`: expected `{name}` to be finite and > 0, got {counts.tolist()}")
+    return counts
+
+
+# --- whole calls ---------------------------------------------------------------------------------
+
+
+def kd_loss(
+    student: object,
+    teacher: object,
+    temperature_: object,
+    classes: object,
+    sample_weight: object,
+    t2: object,
+    reduction_: object,
+) -> TemperatureKind:
+    """Check the arguments of `kd_loss`; returns the kind of its temperature."""
+    op = "kd_loss"
+    s = logits(op, "student", student)
+    rows, columns = s.shape
+    t = logits(op, "teacher", teacher, like=s)
+    if classes is None:
+        if t.shape != s.shape:
+            raise _fail_shape(op, "teacher", "[N, C]", [rows, columns], t)
+    else:
+        subset = class_subset(op, classes, s)
+        if t.shape[0] != rows or t.shape[1] != subset.shape[0]:
+            raise _fail_shape(op, "teacher", "[N, S]", [rows, subset.shape[0]], t)
+    if sample_weight is not None:
+        vector(op, "sample_weight", sample_weight, "N", rows, s)
+    if not isinstance(t2, (bool, int, float)):
+        raise TypeError(f"`{op}`: expected `t2` to be a bool or a number, got {type(t2).__name__}")
+    reduction(op, reduction_)
+    return temperature(op, temperature_, rows, columns, s)
+
+
+def bkd_loss(
+    student: object,
+    teacher: object,
+    target: object,
+    class_weight: object,
+    temperature_: object,
+    alpha: object,
+    target_b: object,
+    lam: object,
+    reduction_: object,
+) -> TemperatureKind:
+    """Check the arguments of `bkd_loss`; returns the kind of its temperature."""
+    op = "bkd_loss"
+    s = logits(op, "student", student)
+    rows, columns = s.shape
+    t = logits(op, "teacher", teacher, like=s)
+    if t.shape != s.shape:
+        raise _fail_shape(op, "teacher", "[N, C]", [rows, columns], t)
+    y = tensor(op, "target", target)
+    if y.is_floating_point():
+        if y.shape != s.shape:
+            raise _fail_shape(op, "target", "probabilities [N, C]", [rows, columns], y)
+        same_device(op, "target", y, s)
+        if target_b is not None:
+            raise ValueError(f"`{op}`: expected `target` to be int64 [N] where `target_b` is given")
+    else:
+        class_target(op, "target", y, s)
+    if (target_b is None) != (lam is None):
+        given, missing = ("lam", "target_b") if target_b is None else ("target_b", "lam")
+        raise ValueError(f"`{op}`: expected `{missing}` where `{given}` is given")
+    if target_b is not None:
+        class_target(op, "target_b", target_b, s)
+        _share(op, lam, rows, s)
+    if class_weight is not None:
+        vector(op, "class_weight", class_weight, "C", columns, s, non_negative=True)
+    number(op, "alpha", alpha)
+    reduction(op, reduction_)
+    return temperature(op, temperature_, rows, columns, s)
+
+
+def _share(op: str, lam: object, rows: int, like: Tensor) -> None:
+    """Mixup's lam: a number, a 0-dim tensor or `[N]`, in 0..1."""
+    if not isinstance(lam, Tensor):
+        if not 0 <= number(op, "lam", lam) <= 1:
+            raise ValueError(f"`{op}`: expected `lam` in 0..1, got {lam}")
+        return
+    x = vector(op, "lam", lam.expand(rows) if lam.dim() == 0 else lam, "N", rows, like)
+    if can_read_values(x) and not bool(((x >= 0) & (x <= 1)).all()):
+        raise ValueError(f"`{op}`: expected `lam` in 0..1, got {lam.tolist()}")
+
+
+def adjusted_cross_entropy(
+    logits_: object,
+    target: object,
+    scale: object,
+    margin: object,
+    bias: object,
+    class_weight: object,
+    label_smoothing: object,
+    focal_gamma: object,
+    ignore_index: object,
+    reduction_: object,
+) -> None:
+    """Check the arguments of `adjusted_cross_entropy`."""
+    op = "adjusted_cross_entropy"
+    x = logits(op, "logits", logits_)
+    classes = x.shape[1]
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(
+            f"`{op}`: expected `ignore_index` to be an int, got {type(ignore_index).__name__}"
+        )
+    class_target(op, "target", target, x, ignore_index=ignore_index)
+    positive(op, "scale", scale)
+    if margin is not None:
+        vector(op, "margin", margin, "C", classes, x)
+    if bias is not None:
+        vector(op, "bias", bias, "C", classes, x)
+    if class_weight is not None:
+        vector(op, "class_weight", class_weight, "C", classes, x, non_negative=True)
+    if not 0 <= number(op, "label_smoothing", label_smoothing) <= 1:
+        raise ValueError(f"`{op}`: expected `label_smoothing` in 0..1, got {label_smoothing}")
+    if not 0 <= number(op, "focal_gamma", focal_gamma) < math.inf:
+        raise ValueError(f"`{op}`: expected `focal_gamma` to be finite, >= 0, got {focal_gamma}")
+    reduction(op, reduction_)

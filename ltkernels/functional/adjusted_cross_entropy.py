@@ -1,0 +1,92 @@
+"""`adjusted_cross_entropy`, fused: one pass over the logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from .. import _backend, _checks, _ops, reference
+from .._checks import Reduction
+from ._gradient import scaled
+
+
+def adjusted_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    scale: float = 1.0,
+    margin: Tensor | None = None,
+    bias: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    _checks.adjusted_cross_entropy(
+        logits,
+        target,
+        scale,
+        margin,
+        bias,
+        class_weight,
+        label_smoothing,
+        focal_gamma,
+        ignore_index,
+        reduction,
+    )
+    if not _backend.use_fused("adjusted_cross_entropy", logits, margin, bias):
+        return reference.adjusted_cross_entropy(
+            logits,
+            target,
+            scale=scale,
+            margin=margin,
+            bias=bias,
+            class_weight=class_weight,
+            label_smoothing=label_smoothing,
+            focal_gamma=focal_gamma,
+            ignore_index=ignore_index,
+            reduction=reduction,
+        )
+    gradient = torch.is_grad_enabled() and logits.requires_grad
+    dtype = _checks.compute_dtype(logits)
+    vectors = (
+        None if vector is None else vector.detach().to(dtype).contiguous()
+        for vector in (margin, bias, class_weight)
+    )
+    args = (
+        logits,
+        target.contiguous(),
+        scale,
+        *vectors,
+        label_smoothing,
+        focal_gamma,
+        ignore_index,
+        _ops.REDUCTION_CODE[reduction],
+        gradient,
+    )
+    loss = _AdjustedCrossEntropy.apply(*args) if gradient else _ops.adjusted_cross_entropy(*args)[0]
+    assert isinstance(loss, Tensor)
+    return loss
+
+
+adjusted_cross_entropy.__doc__ = reference.adjusted_cross_entropy.__doc__
+
+
+class _AdjustedCrossEntropy(torch.autograd.Function):
+    """The loss, with its gradient computed on the way."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, *args: Any) -> Tensor:
+        loss, grad, scale = _ops.adjusted_cross_entropy(*args)
+        ctx.save_for_backward(grad, scale)
+        assert isinstance(loss, Tensor)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        grad, scale = ctx.saved_tensors
+        return (scaled("adjusted_cross_entropy", grad, upstream[0], scale), *[None] * 10)
