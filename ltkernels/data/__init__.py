@@ -1,0 +1,119 @@
+"""Long-tailed data sets in memory, their transforms as batched tensor operations, and samplers.
+
+>>> data = load("glyph-lt")
+>>> batch = epoch_indices(len(data.train_labels), seed=0, epoch=0)[:128]
+>>> images = data.augmentation(data.train_images[batch], derived_generator(0, "augment", 0, 0))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from .cifar import load_cifar10, load_cifar100
+from .dataset import LongTailedDataset, channel_statistics
+from .digits import load_digits
+from .fashion_mnist import load_fashion_mnist
+from .glyph_lt import load_glyph_lt
+from .longtail import draw_long_tailed, fitting_n_max, long_tailed_counts
+from .sampling import balanced_epoch_indices, derived_generator, epoch_indices
+from .sources import Source
+from .transforms import Augmentation, cutout, flip, mixup, normalize, shift
+
+__all__ = [
+    "DATASETS",
+    "Augmentation",
+    "LongTailedDataset",
+    "balanced_epoch_indices",
+    "cutout",
+    "derived_generator",
+    "draw_long_tailed",
+    "epoch_indices",
+    "fitting_n_max",
+    "flip",
+    "load",
+    "long_tailed_counts",
+    "mixup",
+    "normalize",
+    "shift",
+]
+
+_LOADERS: dict[str, Callable[[str | os.PathLike[str] | None], Source]] = {
+    "glyph-lt": load_glyph_lt,
+    "digits-lt": load_digits,
+    "fashion-mnist-lt": load_fashion_mnist,
+    "cifar10-lt": load_cifar10,
+    "cifar100-lt": load_cifar100,
+}
+
+DATASETS: tuple[str, ...] = tuple(_LOADERS)
+"""Names that :func:`load` takes."""
+
+
+def load(
+    name: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    imbalance: float | None = None,
+    kind: str = "exp",
+    seed: int = 0,
+    draw: str = "ltkernels",
+) -> LongTailedDataset:
+    """Load a data set and draw its long-tailed training set.
+
+    The training set has the counts of :func:`long_tailed_counts`, the largest ones the source can
+    fill (CIFAR-100 at 100: 500 ... 5, 10,847 images). glyph-lt's default draw (seed 0) is fixed and
+    shipped with the data; every other one is drawn again from its pool.
+
+    Args:
+        name: one of :data:`DATASETS`. glyph-lt and digits-lt come with the package.
+        root: folder with the user's files; $LTKERNELS_DATA, then ./data by default.
+        imbalance: ratio of the largest to the smallest class, >= 1; 100 by default, 20 for
+            digits-lt.
+        kind: ``"exp"`` or ``"step"``.
+        seed: seed of the draw.
+        draw: ``"ltkernels"``, or ``"official"`` for the images of the LDAM-DRW, RIDE and BKD code
+            (with seed 0); see :func:`draw_long_tailed`.
+
+    Returns:
+        The data set.
+
+    Raises:
+        FileNotFoundError: files are missing; the message names the layout and the folder searched.
+        ValueError: an argument is out of range, or a file is damaged.
+    """
+    if name not in _LOADERS:
+        raise ValueError(
+            f"`load`: expected `name` to be one of {', '.join(DATASETS)}, got {name!r}"
+        )
+    if draw not in ("ltkernels", "official"):
+        raise ValueError(f"`load`: expected `draw` to be 'ltkernels' or 'official', got {draw!r}")
+    if kind not in ("exp", "step"):
+        raise ValueError(f"`load`: expected `kind` to be 'exp' or 'step', got {kind!r}")
+    if imbalance is not None and not 1 <= imbalance < float("inf"):
+        raise ValueError(f"`load`: expected `imbalance` to be >= 1, got {imbalance}")
+    source = _LOADERS[name](root)
+    ratio = source.imbalance if imbalance is None else imbalance
+    default = (ratio, kind, seed, draw) == (source.imbalance, "exp", 0, "ltkernels")
+    if default and source.default_indices is not None:
+        indices = source.default_indices
+    else:
+        num_classes = len(source.class_names)
+        available = source.pool_labels.bincount(minlength=num_classes).tolist()
+        n_max = fitting_n_max(available, ratio, kind, limit=source.n_max)
+        counts = long_tailed_counts(n_max, num_classes, ratio, kind)
+        indices = draw_long_tailed(source.pool_labels, counts, seed=seed, draw=draw)
+    images = source.pool_images[indices]
+    mean, std = channel_statistics(images)
+    return LongTailedDataset(
+        name=name,
+        train_images=images,
+        train_labels=source.pool_labels[indices],
+        test_images=source.test_images,
+        test_labels=source.test_labels,
+        class_names=source.class_names,
+        mean=mean,
+        std=std,
+        augmentation=Augmentation(mean, std, **source.augmentation),
+        train_indices=indices,
+    )

@@ -1,0 +1,154 @@
+"""The data set every trainer sees: in memory, long-tailed to train, balanced to test."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .transforms import Augmentation
+
+__all__ = ["LongTailedDataset", "channel_statistics"]
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of images / 255 per channel.
+
+    Args:
+        images: uint8 ``[N, channels, H, W]``, not empty.
+
+    Returns:
+        ``(mean, std)``, one float a channel each.
+    """
+    mean, std = [], []
+    for channel in images.unbind(1):
+        # A histogram is exact and needs no floating-point copy of the images.
+        histogram = torch.bincount(channel.flatten(), minlength=256).double()
+        value = torch.arange(256, dtype=torch.float64) / 255
+        weight = histogram / histogram.sum()
+        centre = (weight * value).sum()
+        mean.append(float(centre))
+        std.append(float((weight * (value - centre) ** 2).sum().sqrt()))
+    return tuple(mean), tuple(std)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LongTailedDataset:
+    """A long-tailed training set with a balanced test set, all images in memory.
+
+    Args:
+        name: name of the set, for example ``"glyph-lt"``.
+        train_images: uint8 ``[N, channels, H, W]``.
+        train_labels: int64 ``[N]``.
+        test_images: uint8 ``[M, channels, H, W]``.
+        test_labels: int64 ``[M]``.
+        class_names: C names; class i is ``class_names[i]``.
+        mean: per channel, of train_images / 255.
+        std: per channel, of train_images / 255.
+        augmentation: what a training batch of this set goes through.
+        train_indices: int64 ``[N]``, index of each training image in the full source set.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+    train_indices: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(channels, H, W)`` of one image."""
+        _, channels, height, width = self.train_images.shape
+        return channels, height, width
+
+    @property
+    def class_counts(self) -> Tensor:
+        """int64 ``[C]``: training images of each class."""
+        return torch.bincount(self.train_labels, minlength=self.num_classes)
+
+    @property
+    def split_hash(self) -> str:
+        """Which images are trained on: 12 hex digits of the SHA-256 of the sorted indices.
+
+        The indices are hashed as little-endian int64, so the value does not depend on the machine.
+        """
+        ordered = np.sort(self.train_indices.cpu().numpy()).astype("<i8")
+        return hashlib.sha256(ordered.tobytes()).hexdigest()[:12]
+
+    def holdout(
+        self, *, per_class: int | None = None, fraction: float | None = None, seed: int = 0
+    ) -> tuple[LongTailedDataset, Tensor, Tensor]:
+        """Take validation images out of the training set, before anything is counted.
+
+        Every class gives ``per_class`` images or ``int(fraction * n_c)`` of its n_c, chosen at
+        random by `seed`, but never its last one. Class counts, mean, std and split hash of the
+        returned set are those of the images that are left.
+
+        Args:
+            per_class: images to take of each class, >= 1.
+            fraction: share to take of each class, in (0, 1). Exactly one of the two is given.
+            seed: seed of the choice.
+
+        Returns:
+            ``(dataset, images, labels)``: the smaller data set, the validation images uint8
+            ``[V, channels, H, W]`` and their labels int64 ``[V]``.
+
+        Raises:
+            ValueError: not exactly one of `per_class` and `fraction` is given, one is out of range,
+                or it takes no image at all.
+        """
+        if (per_class is None) == (fraction is None):
+            raise ValueError(
+                "`holdout`: expected exactly one of `per_class` and `fraction`, got "
+                f"{per_class} and {fraction}"
+            )
+        if per_class is not None and per_class < 1:
+            raise ValueError(f"`holdout`: expected `per_class` to be >= 1, got {per_class}")
+        if fraction is not None and not 0 < fraction < 1:
+            raise ValueError(f"`holdout`: expected `fraction` to be in (0, 1), got {fraction}")
+        held = torch.zeros(len(self.train_labels), dtype=torch.bool)
+        labels = self.train_labels.cpu().numpy()
+        for label in range(self.num_classes):
+            members = np.where(labels == label)[0]
+            wanted = per_class if per_class is not None else int((fraction or 0) * len(members))
+            np.random.RandomState([seed, label]).shuffle(members)
+            held[torch.from_numpy(members[: min(wanted, max(len(members) - 1, 0))])] = True
+        if not held.any():
+            raise ValueError(
+                f"`holdout`: expected to take at least one image, got none with "
+                f"per_class={per_class}, fraction={fraction}"
+            )
+        images = self.train_images[~held]
+        mean, std = channel_statistics(images)
+        smaller = dataclasses.replace(
+            self,
+            train_images=images,
+            train_labels=self.train_labels[~held],
+            train_indices=self.train_indices[~held],
+            mean=mean,
+            std=std,
+            augmentation=dataclasses.replace(self.augmentation, mean=mean, std=std),
+        )
+        return smaller, self.train_images[held], self.train_labels[held]
+
+    def __repr__(self) -> str:
+        counts = self.class_counts
+        return (
+            f"LongTailedDataset({self.name}: {self.num_classes} classes, {len(self.train_labels)} "
+            f"training images {int(counts.max())} ... {int(counts.min())}, {len(self.test_labels)} "
+            f"test images, split {self.split_hash})"
+        )
