@@ -47,7 +47,7 @@ class _OnceDifferentiable(torch.autograd.Function):
     def mark(op: str, gradient: Tensor) -> Tensor:
         # Even where nothing upstream requires a gradient: otherwise the gradient of a gradient
         # penalty would be taken as 0 in silence.
-        result = _OnceDifferentiable.apply(gradient.detach().requires_grad_(), op)
+        result = _OnceDifferentiable.apply(gradient.detach().requires_grad_(), op)  # type: ignore[no-untyped-call]
         assert isinstance(result, Tensor)
         return result
 

@@ -68,7 +68,10 @@ def adjusted_cross_entropy(
         _ops.REDUCTION_CODE[reduction],
         gradient,
     )
-    loss = _AdjustedCrossEntropy.apply(*args) if gradient else _ops.adjusted_cross_entropy(*args)[0]
+    if gradient:
+        loss = _AdjustedCrossEntropy.apply(*args)  # type: ignore[no-untyped-call]
+    else:
+        loss = _ops.adjusted_cross_entropy(*args)[0]
     assert isinstance(loss, Tensor)
     return loss
 

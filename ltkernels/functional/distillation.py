@@ -166,7 +166,7 @@ def _distillation(
     of_student = gradients and student.requires_grad
     of_teacher = gradients and teacher.requires_grad
     if of_student or of_teacher:
-        loss = _Distillation.apply(op, student, teacher, *rest, of_student, of_teacher)
+        loss = _Distillation.apply(op, student, teacher, *rest, of_student, of_teacher)  # type: ignore[no-untyped-call]
     else:
         loss = _ops.distillation(student, teacher, *rest, False, False)[0]
     assert isinstance(loss, Tensor)
