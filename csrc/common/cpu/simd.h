@@ -83,22 +83,33 @@ inline V max(V a, V b) {
   return a > b ? a : b;
 }
 
-// The halves are combined down to one lane: a fixed order, whatever the data.
+// Horizontal reductions fold the upper half onto the lower until one lane is left: a fixed order,
+// whatever the data.
+template <int Bytes, class Acc, class Combine>
+inline Acc fold(const void* lanes, Combine combine) {
+  if constexpr (Bytes == sizeof(Acc)) {
+    return load_bytes<Acc>(lanes);
+  } else if constexpr (Bytes == 2 * sizeof(Acc)) {
+    return combine(load_bytes<Acc>(lanes),
+                   load_bytes<Acc>(static_cast<const char*>(lanes) + sizeof(Acc)));
+  } else {
+    typedef Acc Folded __attribute__((vector_size(Bytes / 2)));
+    const Folded folded = combine(load_bytes<Folded>(lanes),
+                                  load_bytes<Folded>(static_cast<const char*>(lanes) + Bytes / 2));
+    return fold<Bytes / 2, Acc>(&folded, combine);
+  }
+}
 template <class Acc>
 inline Acc horizontal_sum(Vec<Acc> x) {
-  Acc lane[kLanes<Acc>];
-  std::memcpy(lane, &x, sizeof x);
-  for (int half = kLanes<Acc> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-  return lane[0];
+  // x + 0 is another value: GCC would keep an accumulator whose bytes are stored in memory, in the
+  // very loop that accumulates.
+  const Vec<Acc> copy = x + Vec<Acc>{};
+  return fold<LTK_VECTOR_BYTES, Acc>(&copy, [](auto a, auto b) { return a + b; });
 }
 template <class Acc>
 inline Acc horizontal_max(Vec<Acc> x) {
-  Acc lane[kLanes<Acc>];
-  std::memcpy(lane, &x, sizeof x);
-  for (int half = kLanes<Acc> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-  return lane[0];
+  const Vec<Acc> copy = max(x, broadcast(-kInf<Acc>));
+  return fold<LTK_VECTOR_BYTES, Acc>(&copy, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // 2^x for x <= ~0, as softmax needs it. 2^x = 2^n 2^f with n = round(x); 2^f is the minimax

@@ -26,32 +26,35 @@ struct Row {
 
   // z of one chunk: scale x + bias, and the target's margin taken off.
   Staged<Acc> adjusted(const Storage* logits, int64_t at, int64_t count, int64_t y) const {
-    Staged<Acc> z;
-    if (p.scale == 1 && p.bias == nullptr && p.margin == nullptr) {
-      z = stage(logits + at, count, Transform<Acc>{}, staged);
-    } else {
-      const int64_t whole = count - count % L;
-      const V scale = broadcast(p.scale);
-      V top = broadcast(-kInf<Acc>);
-      for (int64_t i = 0; i < whole; i += L) {
-        V x = load(logits + at + i) * scale;
-        if (p.bias != nullptr) x += load(p.bias + at + i);
-        store(staged + i, x);
-        top = max(x, top);
-      }
-      Acc largest = horizontal_max<Acc>(top);
-      for (int64_t i = whole; i < count; i++) {
-        staged[i] = to_float(logits[at + i]) * p.scale + (p.bias ? p.bias[at + i] : Acc(0));
-        largest = staged[i] > largest ? staged[i] : largest;
-      }
-      pad(staged, count);
-      z = {staged, largest};
-      if (p.margin != nullptr && y >= at && y < at + count) {
-        staged[y - at] -= p.scale * p.margin[y];
-        z.max = max_of(staged, count);
-      }
+    if (p.scale == 1 && p.bias == nullptr && p.margin == nullptr)
+      return stage(logits + at, count, Transform<Acc>{}, staged);
+    Staged<Acc> z = p.bias != nullptr ? affine<true>(logits + at, count, p.bias + at)
+                                      : affine<false>(logits + at, count, nullptr);
+    if (p.margin != nullptr && y >= at && y < at + count) {
+      staged[y - at] -= p.scale * p.margin[y];
+      z.max = max_of(staged, count);
     }
     return z;
+  }
+
+  template <bool Biased>
+  Staged<Acc> affine(const Storage* logits, int64_t count, const Acc* bias) const {
+    const int64_t whole = count - count % L;
+    const V scale = broadcast(p.scale);
+    V top = broadcast(-kInf<Acc>);
+    for (int64_t i = 0; i < whole; i += L) {
+      V x = load(logits + i) * scale;
+      if constexpr (Biased) x += load(bias + i);
+      store(staged + i, x);
+      top = max(x, top);
+    }
+    Acc largest = horizontal_max<Acc>(top);
+    for (int64_t i = whole; i < count; i++) {
+      staged[i] = to_float(logits[i]) * p.scale + (Biased ? bias[i] : Acc(0));
+      largest = staged[i] > largest ? staged[i] : largest;
+    }
+    pad(staged, count);
+    return {staged, largest};
   }
 
   void run(int64_t n) const {
