@@ -1,0 +1,37 @@
+"""Training methods, one file each; a file reads like its paper's algorithm.
+
+``METHODS`` is what ``python -m ltkernels.train METHOD`` takes. A new method is a subclass of
+:class:`Method` in a file of its own and one entry here.
+"""
+
+from __future__ import annotations
+
+from .balanced_softmax import BalancedSoftmax
+from .bkd import BKD
+from .cb import ClassBalanced
+from .ce import CrossEntropy
+from .focal import Focal
+from .kd import KD
+from .ldam_drw import LDAMDRW
+from .method import Batch, Context, Method, Stage
+
+__all__ = [
+    "BKD",
+    "KD",
+    "LDAMDRW",
+    "METHODS",
+    "BalancedSoftmax",
+    "Batch",
+    "ClassBalanced",
+    "Context",
+    "CrossEntropy",
+    "Focal",
+    "Method",
+    "Stage",
+]
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (CrossEntropy, Focal, ClassBalanced, LDAMDRW, BalancedSoftmax, KD, BKD)
+}
+"""Methods by the name the command line takes."""

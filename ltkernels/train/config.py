@@ -1,0 +1,473 @@
+"""What a run is: one dataclass, resolved from defaults, a recipe, a TOML file and ``--set``.
+
+Later sources win: the dataclass defaults, the method's own defaults, the recipe of the data set
+(``recipes/<dataset>.toml``: common part, then the method's table, then the same for the chosen
+variant), the file given by ``--config``, and ``--set key=value``. The resolved configuration is
+written beside the run as ``config.toml`` and is enough to run it again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "parse_toml",
+    "recipe_names",
+    "recipe_tables",
+    "resolve",
+    "to_toml",
+]
+
+Table = Mapping[str, Any]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: an unknown key, a wrong type, an impossible value."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which long-tailed training set is drawn, and what of it is held out."""
+
+    root: str = ""
+    """Folder that holds the data set's files; empty: the usual places."""
+    imbalance: float | None = None
+    """Largest class count over the smallest; None: the data set's own."""
+    kind: Literal["exp", "step"] = "exp"
+    """Profile of the class counts."""
+    draw: Literal["ltkernels", "official"] = "ltkernels"
+    """``official`` draws the very indices of the LDAM-DRW / RIDE / BKD code."""
+    seed: int = 0
+    """Seed of the long-tailed draw, apart from the seed of the training."""
+    holdout: float = 0.0
+    """Fraction of each class held out of training before counting, as validation images."""
+    augment: bool = True
+    """Whether training images are augmented."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    name: str = "resnet32"
+    """One of ``ltkernels.nn``'s models."""
+    head: Literal["linear", "cosine"] = "linear"
+    """``cosine``: logits are ``scale`` times the cosine of feature and class weight."""
+    scale: float = 30.0
+    """Scale of a cosine head."""
+    width: int | None = None
+    """Channels of the stem; None: the network's own."""
+    stem_stride: int | None = None
+    """Stride of the stem of a small-image network; None: 1."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Stochastic gradient descent; learning rate and weight decay stand at the top level."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate; positions are fractions of the run, so that ``epochs`` scales them."""
+
+    kind: Literal["step", "cosine"] = "step"
+    warmup: float = 0.025
+    """Fraction of the run over which the rate rises linearly to ``lr``."""
+    milestones: tuple[float, ...] = (0.8, 0.9)
+    """Fractions of the run at which a step schedule changes the rate."""
+    factors: tuple[float, ...] = (0.01, 0.0001)
+    """Factor of ``lr`` from each milestone on (not cumulative)."""
+    per_epoch: bool = False
+    """Hold the rate constant inside an epoch, as the official codes do."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Constants of the losses; a method names those it reads."""
+
+    alpha: float = 1.0
+    """Weight of a distillation term."""
+    beta: float = 0.9999
+    """Effective-number constant of the class weights."""
+    deferred: float = 0.0
+    """Fraction of the run after which class weights are on (DRW); 0: from the start."""
+    max_margin: float = 0.5
+    """Largest margin of LDAM, the one of the rarest class."""
+    focal_gamma: float = 2.0
+    """Focusing exponent of the focal loss."""
+    label_smoothing: float = 0.0
+    """Label smoothing of plain cross-entropy."""
+    tau: float = 1.0
+    """Strength of a logit adjustment."""
+    weighted_ce: bool = False
+    """Weight the cross-entropy of knowledge distillation by class, as BKD's released "KD" does."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    method: str = "ce"
+    """One of ``ltkernels.methods.METHODS``."""
+    dataset: str = "glyph-lt"
+    recipe: str = "default"
+    """Variant of the data set's recipe."""
+    seed: int = 0
+    """Everything random in training follows from this number and the position in the run."""
+    device: str = "auto"
+    """``auto`` takes CUDA where there is one."""
+    threads: int = 0
+    """CPU threads of this process; 0: one for every core. Last digits depend on it."""
+    workers: int = 0
+    """Loader processes of data sets read from disk; data sets held in memory need none."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Autocast type; ``auto``: bf16 on GPUs that have it, else fp16; off on a CPU."""
+    channels_last: bool = True
+    epochs: int = 200
+    batch_size: int = 128
+    """Images a step, over all processes."""
+    lr: float = 0.1
+    weight_decay: float = 2e-4
+    temperature: float = 2.0
+    """Distillation temperature."""
+    experts: int = 3
+    """Experts of a multi-expert method."""
+    mixup_alpha: float = 0.0
+    """Beta(alpha, alpha) mixup of images and labels; 0: none."""
+    teacher: str = ""
+    """Folder of the run that teaches; empty: trained first, in ``OUT/teacher``."""
+    shot_rule: Literal["kang", "liu", "sharma", "wang"] = "kang"
+    """Which classes are many, medium and few."""
+    selection: Literal["last", "best_val", "best_test"] = "last"
+    """Which epoch is reported; ``best_test`` leaks the test set and is labelled so."""
+    eval_every: int = 0
+    """Epochs between evaluations; 0: about ten evaluations a run. The last epoch is always one."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    @property
+    def deferred_epoch(self) -> int:
+        """First 0-based epoch with class weights: ``round(loss.deferred * epochs)``."""
+        return round(self.loss.deferred * self.epochs)
+
+
+# Keys that may differ between a run and its continuation: they say where it runs, not what.
+RUNTIME_KEYS = frozenset({"device", "threads", "workers", "data.root"})
+
+
+# -- from tables to a Config ---------------------------------------------------------------------
+
+
+def flatten(table: Table, prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one dict with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _fields(cls: type[Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> annotation of every leaf of a nested dataclass."""
+    leaves: dict[str, Any] = {}
+    for name, annotation in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(annotation):
+            assert isinstance(annotation, type)
+            leaves |= _fields(annotation, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = annotation
+    return leaves
+
+
+CONFIG_KEYS: Mapping[str, Any] = _fields(Config)
+
+
+# TOML has no null, and a key left out would take the recipe's value again.
+_NONE = "none"
+
+
+def _describe(annotation: Any) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(a) for a in args)
+    if origin is tuple:
+        return f"a list of {_describe(args[0])}s"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    return "none" if annotation is type(None) else names[annotation].replace("a number", "number")
+
+
+def _check(key: str, value: Any, annotation: Any) -> Any:
+    """``value`` as ``annotation`` says, or ConfigError; an integer passes for a float."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal and value in args:
+        return value
+    if origin in (Union, types.UnionType):
+        if value == _NONE and type(None) in args:
+            return None
+        for member in args:
+            try:
+                return _check(key, value, member)
+            except ConfigError:
+                continue
+    elif annotation is type(None) and value is None:
+        return None
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_check(key, item, args[0]) for item in value)
+    elif annotation is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif annotation in (int, bool, str) and type(value) is annotation:
+        return value
+    raise ConfigError(f"`{key}`: expected {_describe(annotation)}, got {value!r}")
+
+
+def _unknown_key(key: str) -> ConfigError:
+    near = difflib.get_close_matches(key, CONFIG_KEYS, n=3, cutoff=0.6)
+    # A key given without its table ("momentum") is found by its last part.
+    leaf = key.rsplit(".", 1)[-1]
+    near += [k for k in CONFIG_KEYS if k.rsplit(".", 1)[-1] == leaf and k not in near]
+    hint = f"; did you mean {' or '.join(f'`{k}`' for k in near)}?" if near else ""
+    return ConfigError(f"unknown key `{key}`{hint}")
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """One ``--set`` argument.
+
+    Args:
+        text: ``key=value``, nested keys with dots: ``epochs=30``, ``schedule.milestones=0.6,0.8``.
+
+    Returns:
+        The dotted key and the value in the key's type.
+
+    Raises:
+        ConfigError: no ``=``, an unknown key, or a value of another type.
+    """
+    key, equals, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not equals:
+        raise ConfigError(f"--set expects key=value, got {text!r}")
+    if key not in CONFIG_KEYS:
+        raise _unknown_key(key)
+    return key, _parse(key, value, CONFIG_KEYS[key])
+
+
+def _parse(key: str, text: str, annotation: Any) -> Any:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        if text.lower() == _NONE and type(None) in args:
+            return None
+        annotation = next(a for a in args if a is not type(None))
+    if origin is tuple:
+        items = [item for item in text.strip("[]() ").split(",") if item.strip()]
+        return tuple(_parse(key, item.strip(), args[0]) for item in items)
+    if annotation is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if annotation in (int, float):
+        try:
+            return annotation(text)
+        except ValueError:
+            pass  # the check below reports it with what was expected
+    return _check(key, text, annotation)
+
+
+def parse_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: the file is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+# -- recipes --------------------------------------------------------------------------------------
+
+
+def _recipe_file(dataset: str) -> Table:
+    name = dataset.replace("-", "_")
+    resource = resources.files("ltkernels.train").joinpath("recipes", f"{name}.toml")
+    return tomllib.loads(resource.read_text(encoding="utf-8")) if resource.is_file() else {}
+
+
+def recipe_names(dataset: str) -> tuple[str, ...]:
+    """Names of the recipe variants a data set has; ``default`` is always one."""
+    return ("default", *_recipe_file(dataset).get("variants", {}))
+
+
+def recipe_tables(dataset: str, method: str, recipe: str) -> list[Table]:
+    """The tables a recipe consists of, weakest first.
+
+    Args:
+        dataset: name of the data set.
+        method: name of the method.
+        recipe: name of the variant, one of :func:`recipe_names`.
+
+    Returns:
+        Common keys, the method's keys, the variant's common keys, the variant's keys of the method.
+
+    Raises:
+        ConfigError: the data set has no such variant.
+    """
+    file = _recipe_file(dataset)
+    if recipe not in recipe_names(dataset):
+        have = ", ".join(recipe_names(dataset))
+        raise ConfigError(f"{dataset} has no recipe {recipe!r}; it has {have}")
+    tables: list[Table] = []
+    for table in (file, file.get("variants", {}).get(recipe, {})):
+        tables.append({k: v for k, v in table.items() if k not in ("methods", "variants")})
+        tables.append(table.get("methods", {}).get(method, {}))
+    return tables
+
+
+def resolve(*overrides: Table, method_defaults: Mapping[str, Table] | None = None) -> Config:
+    """The configuration that a set of overrides means.
+
+    Args:
+        *overrides: nested tables or dotted keys, weakest first: ``--config``, then ``--set``.
+        method_defaults: method name -> the method's own defaults, which also names the methods
+            that exist; None: those of ``ltkernels.methods``.
+
+    Returns:
+        The resolved configuration.
+
+    Raises:
+        ConfigError: an unknown key (near matches are named), a wrong type, an impossible value.
+    """
+    if method_defaults is None:
+        from ltkernels.methods import METHODS
+
+        method_defaults = {name: method.defaults for name, method in METHODS.items()}
+    given: dict[str, Any] = {}
+    for table in overrides:
+        given |= _checked(table)
+    dataset = given.get("dataset", Config.dataset)
+    method = given.get("method", Config.method)
+    if method not in method_defaults:
+        near = difflib.get_close_matches(method, method_defaults, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"unknown method {method!r}{hint} (there are {', '.join(method_defaults)})"
+        )
+    flat: dict[str, Any] = {}
+    recipe = recipe_tables(dataset, method, given.get("recipe", Config.recipe))
+    for table in (method_defaults[method], *recipe):
+        flat |= _checked(table)
+    config: Config = _build(Config, flat | given)
+    _validate(config)
+    return config
+
+
+def _checked(table: Table) -> dict[str, Any]:
+    flat = flatten(table)
+    for key, value in flat.items():
+        if key not in CONFIG_KEYS:
+            raise _unknown_key(key)
+        flat[key] = _check(key, value, CONFIG_KEYS[key])
+    return flat
+
+
+def _build(cls: type[Any], flat: Mapping[str, Any], prefix: str = "") -> Any:
+    arguments = {}
+    for name, annotation in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(annotation):
+            assert isinstance(annotation, type)
+            arguments[name] = _build(annotation, flat, f"{prefix}{name}.")
+        elif f"{prefix}{name}" in flat:
+            arguments[name] = flat[f"{prefix}{name}"]
+    return cls(**arguments)
+
+
+def _validate(config: Config) -> None:
+    flat = flatten(dataclasses.asdict(config))
+
+    def need(condition: bool, key: str, expected: str) -> None:
+        if not condition:
+            raise ConfigError(f"`{key}`: expected {expected}, got {flat[key]!r}")
+
+    for key in ("epochs", "batch_size", "experts"):
+        need(flat[key] >= 1, key, "at least 1")
+    for key in ("lr", "temperature", "model.scale"):
+        need(flat[key] > 0, key, "a number above 0")
+    for key in ("weight_decay", "workers", "threads", "eval_every", "mixup_alpha", "loss.alpha"):
+        need(flat[key] >= 0, key, "a number not below 0")
+    for key in ("schedule.warmup", "loss.deferred"):
+        need(0 <= flat[key] <= 1, key, "a fraction of the run, 0 to 1")
+    for key in ("loss.beta", "optimizer.momentum", "data.holdout"):
+        need(0 <= flat[key] < 1, key, "a number from 0 to below 1")
+    milestones = config.schedule.milestones
+    need(
+        list(milestones) == sorted(milestones) and all(0 <= m <= 1 for m in milestones),
+        "schedule.milestones",
+        "rising fractions of the run, 0 to 1",
+    )
+    need(
+        len(config.schedule.factors) == len(milestones),
+        "schedule.factors",
+        f"{len(milestones)} numbers, one a milestone",
+    )
+    if config.optimizer.nesterov:
+        need(config.optimizer.momentum > 0, "optimizer.momentum", "above 0 with nesterov")
+    if config.selection == "best_val":
+        need(config.data.holdout > 0, "data.holdout", "above 0 with selection = best_val")
+
+
+# -- a Config as TOML -----------------------------------------------------------------------------
+
+
+def _toml_value(value: Any) -> str:
+    if value is None:
+        return json.dumps(_NONE)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return repr(value)
+
+
+def to_toml(config: Config) -> str:
+    """A configuration as a TOML document that :func:`resolve` reads back to the same one."""
+    lines: list[str] = []
+    tables: list[str] = []
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, Mapping):
+            tables += ["", f"[{name}]"]
+            tables += [f"{k} = {_toml_value(v)}" for k, v in value.items()]
+        else:
+            lines.append(f"{name} = {_toml_value(value)}")
+    return "\n".join([*lines, *tables, ""])

@@ -1,0 +1,124 @@
+"""Accuracy by group and calibration of a set of logits, and the logits of a set of images."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ltkernels.metrics import expected_calibration_error, shot_accuracy
+from ltkernels.schedules import log_prior
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
+
+    from ltkernels.data import Augmentation
+    from ltkernels.methods import Method
+    from ltkernels.train.distributed import World
+
+__all__ = ["GROUPS", "Score", "adjust_logits", "predict_logits", "score"]
+
+GROUPS = ("many", "medium", "few")
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a set of predictions is.
+
+    Args:
+        accuracy: ``overall``, ``many``, ``medium``, ``few`` in percent; None for an empty group.
+        ece: expected calibration error, 15 bins, a fraction.
+        sizes: classes in each group.
+        rule: the rule that made the groups.
+    """
+
+    accuracy: dict[str, float | None]
+    ece: float
+    sizes: dict[str, int]
+    rule: str
+
+    def row(self) -> dict[str, Any]:
+        """Accuracies and ECE as one flat row of ``metrics.jsonl``."""
+        return {**self.accuracy, "ece": self.ece}
+
+
+def score(logits: Tensor, labels: Tensor, class_counts: Tensor, rule: str = "kang") -> Score:
+    """Score logits against labels.
+
+    Args:
+        logits: ``[M, C]``.
+        labels: int64 ``[M]``.
+        class_counts: ``[C]``, training images of each class.
+        rule: which classes are many, medium and few.
+
+    Returns:
+        Group accuracies (means of per-class accuracies) and calibration.
+    """
+    shots = shot_accuracy(logits.argmax(1), labels, class_counts, rule)  # type: ignore[arg-type]
+    fractions = {"overall": shots.overall, **{g: getattr(shots, g) for g in GROUPS}}
+    return Score(
+        accuracy={k: None if v is None else 100 * v for k, v in fractions.items()},
+        ece=expected_calibration_error(logits.softmax(1), labels),
+        sizes=shots.sizes,
+        rule=shots.rule,
+    )
+
+
+def adjust_logits(logits: Tensor, class_counts: Tensor, tau: float = 1.0) -> Tensor:
+    """Logit adjustment after training: ``logits - tau * log(n_c / N)``, without retraining.
+
+    Args:
+        logits: ``[M, C]`` of a model trained with plain cross-entropy.
+        class_counts: ``[C]``, training images of each class.
+        tau: strength; 1 replaces the training prior by a uniform one.
+
+    Returns:
+        Adjusted logits ``[M, C]``.
+
+    Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, eq. 9.
+    """
+    return logits - tau * log_prior(class_counts).to(logits)
+
+
+@torch.no_grad()
+def predict_logits(
+    method: Method,
+    images: Tensor,
+    transform: Augmentation,
+    world: World,
+    *,
+    device: torch.device,
+    amp: AbstractContextManager[Any] | None = None,
+    channels_last: bool = False,
+    batch_size: int = 512,
+) -> Tensor:
+    """Logits of images in evaluation mode; the processes share the images.
+
+    Args:
+        method: what predicts.
+        images: uint8 ``[M, channels, H, W]``.
+        transform: gives the normalisation.
+        world: the processes of the run.
+        device: device of the method.
+        amp: autocast context.
+        channels_last: memory layout of the images.
+        batch_size: images at a time.
+
+    Returns:
+        float32 ``[M, C]`` on the CPU.
+    """
+    training = method.training
+    method.eval()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    rows = []
+    for chunk in torch.split(world.part(images), batch_size):
+        x = transform.normalize(chunk.to(device)).contiguous(memory_format=layout)
+        with amp or nullcontext():
+            rows.append(method.predict(x).float())
+    method.train(training)
+    gathered: Tensor = world.gather(torch.cat(rows), len(images))
+    return gathered.cpu()

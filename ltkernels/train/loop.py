@@ -1,0 +1,397 @@
+"""The training loop that all methods share."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ltkernels.data.sampling import derived_generator
+from ltkernels.methods.method import Batch
+from ltkernels.train.checkpoint import load_checkpoint, save_checkpoint, write_atomic
+from ltkernels.train.evaluation import predict_logits, score
+from ltkernels.train.interrupt import Interrupted, Interruption
+from ltkernels.train.randomness import seed_global
+from ltkernels.train.schedule import lr_factor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ltkernels.data import LongTailedDataset
+    from ltkernels.methods import Method
+    from ltkernels.methods.method import Stage
+    from ltkernels.train.config import Config
+    from ltkernels.train.distributed import World
+    from ltkernels.train.progress import Progress
+
+__all__ = ["Trainer", "TrainingError", "resolve_device", "use_threads"]
+
+# Reading a loss from a GPU waits for it; there the loss is checked once in so many steps.
+_CHECK_EVERY = 50
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what was kept."""
+
+
+def resolve_device(name: str, world: World) -> torch.device:
+    """The device that a configuration means.
+
+    Args:
+        name: ``auto`` or a torch device.
+        world: the processes of the run; each takes the GPU of its local rank.
+
+    Returns:
+        The device, also made the current one where it is a GPU.
+
+    Raises:
+        TrainingError: the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise TrainingError(f"unknown device {name!r}: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise TrainingError(f"device {name!r} was asked for, but torch sees no CUDA device")
+        index = world.local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise TrainingError(f"no device cuda:{index}: there are {torch.cuda.device_count()}")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device
+
+
+def use_threads(threads: int, world: World) -> int:
+    """Set the CPU threads of this process; 0 means its share of the cores it may run on.
+
+    Returns:
+        The number of threads now used.
+    """
+    if threads == 0:
+        available = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
+        threads = max(1, available // world.local_size)
+    torch.set_num_threads(threads)
+    return threads
+
+
+@dataclass
+class _Position:
+    """The next step to make, and what the steps of its epoch added up to so far."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    seen: int = 0
+
+    def next_epoch(self) -> None:
+        self.epoch, self.step, self.loss_sum, self.seen = self.epoch + 1, 0, 0.0, 0
+
+    def next_stage(self) -> None:
+        self.next_epoch()
+        self.stage, self.epoch = self.stage + 1, 0
+
+
+class Trainer:
+    """Runs a method's stages from wherever its checkpoint stands to the end.
+
+    Args:
+        method: what is trained, already on the device.
+        config: the resolved configuration.
+        dataset: training and test images.
+        validation: images and labels held out of training; None for none.
+        device: where to train.
+        out: folder of ``checkpoint.pt`` and ``metrics.jsonl``.
+        progress: told about every step.
+        world: the processes of the run.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        config: Config,
+        dataset: LongTailedDataset,
+        validation: tuple[Tensor, Tensor] | None,
+        *,
+        device: torch.device,
+        out: Path,
+        progress: Progress,
+        world: World,
+    ) -> None:
+        self.method, self.config, self.dataset = method, config, dataset
+        self.device = device
+        self.checkpoint, self.metrics = out / "checkpoint.pt", out / "metrics.jsonl"
+        self.progress, self.world = progress, world
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.best: dict[str, Any] | None = None
+        self._class_counts = dataset.class_counts
+        # Small sets live on the device as uint8; a step then only indexes them.
+        self._images = dataset.train_images.to(device)
+        self._labels = dataset.train_labels.to(device)
+        self._held_out = {"test": (dataset.test_images, dataset.test_labels)}
+        if validation is not None:
+            self._held_out["validation"] = validation
+        self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self._amp_dtype = self._choose_amp()
+        self._scaler = torch.amp.GradScaler(
+            device.type, enabled=self._amp_dtype is torch.float16 and device.type == "cuda"
+        )
+        self._at = _Position()
+        method.to(memory_format=self._layout)  # type: ignore[call-overload]
+        world.share_batch_norm(method)
+
+    def _choose_amp(self) -> torch.dtype | None:
+        if self.config.amp == "auto":
+            if self.device.type != "cuda":
+                return None
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.amp]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The autocast context of a forward pass."""
+        if self._amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self._amp_dtype)
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train every stage to its end, continuing from the checkpoint where there is one.
+
+        Raises:
+            Interrupted: Ctrl-C was pressed; the state is saved.
+            TrainingError: the loss is not finite; the last checkpoint stands.
+        """
+        saved = load_checkpoint(self.checkpoint) if self.checkpoint.exists() else None
+        if saved is not None:
+            self._at = _Position(**saved["position"])
+            self.history, self.seconds = saved["history"], saved["seconds"]
+            self.best = saved["best"]
+        stages = self.method.stages()
+        if saved is not None and self._at.stage == len(stages):
+            self.method.load_state_dict(saved["method"])
+        with Interruption() as interruption:
+            for stage in stages[self._at.stage :]:
+                self._fit_stage(stage, len(stages), saved, interruption)
+                saved = None
+        if self.best is not None:
+            self.method.load_state_dict(self.best["method"])
+
+    def _fit_stage(
+        self,
+        stage: Stage,
+        stages: int,
+        saved: dict[str, Any] | None,
+        interruption: Interruption,
+    ) -> None:
+        config, method, at = self.config, self.method, self._at
+        index = at.stage
+        method.on_stage_start(stage)
+        trained = [p for p in method.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(
+            trained,
+            lr=stage.lr,
+            momentum=config.optimizer.momentum,
+            weight_decay=stage.weight_decay,
+            nesterov=config.optimizer.nesterov,
+            fused=True,
+        )
+        if saved is not None:
+            method.load_state_dict(saved["method"])
+            if saved["optimizer"] is not None:
+                optimizer.load_state_dict(saved["optimizer"])
+                self._scaler.load_state_dict(saved["scaler"])
+        steps = math.ceil(len(method.order(stage, 0)) / stage.batch_size)
+        title = config.method if stages == 1 else f"{config.method}, {stage.name}"
+        self.progress.start(title, stage.epochs * steps, at.epoch * steps + at.step)
+        try:
+            while at.stage == index:
+                rate = self._fit_epoch(stage, optimizer, trained, interruption)
+                self._check_weights(trained)
+                self._end_epoch(stage, optimizer.param_groups[0]["lr"], rate)
+                last = at.epoch + 1 == stage.epochs
+                at.next_stage() if last else at.next_epoch()
+                self._save(None if last else optimizer)
+                if at.stage < stages and self.world.any(interruption.requested, self.device):
+                    raise Interrupted
+        finally:
+            self.progress.stop()
+
+    def _fit_epoch(
+        self,
+        stage: Stage,
+        optimizer: torch.optim.Optimizer,
+        trained: list[nn.Parameter],
+        interruption: Interruption,
+    ) -> float:
+        """The rest of the epoch; returns images a second."""
+        method, at = self.method, self._at
+        method.train()
+        method.on_epoch_start(stage, at.epoch)
+        batches = torch.split(method.order(stage, at.epoch).to(self.device), stage.batch_size)
+        loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=self.device)
+        on_cpu = self.device.type == "cpu"
+        began, seconds_before, seen_before = time.perf_counter(), self.seconds, at.seen
+        for step in range(at.step, len(batches)):
+            indices = batches[step]
+            factor = lr_factor(stage.schedule, at.epoch, stage.epochs, step, len(batches))
+            for group in optimizer.param_groups:
+                group["lr"] = stage.lr * factor
+            loss = self._step(indices, optimizer, trained)
+            loss_sum += loss.double() * len(indices)
+            at.seen += len(indices)
+            at.step = step + 1
+            stop = self.world.any(interruption.requested, self.device)
+            check = on_cpu or stop or step % _CHECK_EVERY == 0 or at.step == len(batches)
+            if check:
+                at.loss_sum = float(loss_sum)
+                self._check_loss(float(loss))
+            self.seconds = seconds_before + time.perf_counter() - began
+            self.progress.step(len(indices), float(loss) if check else None)
+            if stop and at.step < len(batches):
+                self._check_weights(trained)
+                self._save(optimizer)
+                raise Interrupted
+        return (at.seen - seen_before) / max(self.seconds - seconds_before, 1e-9)
+
+    def _end_epoch(self, stage: Stage, lr: float, rate: float) -> None:
+        """Evaluate, tell the method, write the epoch's row."""
+        at = self._at
+        row: dict[str, Any] = {
+            "stage": stage.name,
+            "epoch": at.epoch + 1,
+            "lr": lr,
+            "loss": at.loss_sum / at.seen,
+            "images_per_second": rate,
+            "seconds": self.seconds,
+        }
+        if self._evaluates(stage, at.epoch):
+            for split, (images, labels) in self._held_out.items():
+                row[split] = self._score(images, labels)
+        accuracy = {k: v for k, v in row.get("validation", {}).items() if k != "ece"}
+        self.method.on_epoch_end(stage, at.epoch, accuracy)
+        self.history.append(row)
+        self._select(row)
+        self.progress.epoch(row, stage.epochs)
+
+    def _step(
+        self, indices: Tensor, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]
+    ) -> Tensor:
+        """One step of gradient descent; returns its loss. All randomness is of (seed, position)."""
+        method, world, seed = self.method, self.world, self.config.seed
+        position = (self._at.stage, self._at.epoch, self._at.step)
+        seed_global(seed, "step", *position)
+        with torch.no_grad():
+            batch = method.prepare(
+                self._images[indices],
+                self._labels[indices],
+                indices,
+                derived_generator(seed, "augment", *position),
+            )
+        own = self._own_part(batch)
+        with self.autocast():
+            outputs = method(own)
+        loss = method.loss(world.gather(outputs, len(indices)), batch)
+        optimizer.zero_grad()
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        world.sum_gradients(trained)
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        return loss.detach()
+
+    def _own_part(self, batch: Batch) -> Batch:
+        """This process's images of a batch, in the memory layout of the run."""
+        part = self.world.part
+        return Batch(
+            part(batch.images).contiguous(memory_format=self._layout),
+            part(batch.labels),
+            part(batch.indices),
+            None if batch.labels_b is None else part(batch.labels_b),
+            batch.lam,
+        )
+
+    def _check_loss(self, loss: float) -> None:
+        at = self._at
+        if not math.isfinite(at.loss_sum):
+            raise self._diverged(f"the loss is {loss} in epoch {at.epoch + 1}, step {at.step}")
+
+    def _check_weights(self, trained: list[nn.Parameter]) -> None:
+        """A checkpoint of weights that are not finite would be of no use."""
+        if not all(bool(p.isfinite().all()) for p in trained):
+            raise self._diverged(f"the weights are not finite in epoch {self._at.epoch + 1}")
+
+    def _diverged(self, what: str) -> TrainingError:
+        kept = (
+            f"the last checkpoint is kept in {self.checkpoint}"
+            if self.checkpoint.exists()
+            else "there is no checkpoint yet"
+        )
+        return TrainingError(
+            f"{what}; {kept}. A lower `lr`, a longer `schedule.warmup` or `amp=off` usually helps"
+        )
+
+    # -- evaluation, selection, checkpoint --------------------------------------------------------
+
+    def _evaluates(self, stage: Stage, epoch: int) -> bool:
+        every = self.config.eval_every
+        if every == 0:
+            every = 1 if self.config.selection != "last" else max(1, stage.epochs // 10)
+        return (epoch + 1) % every == 0 or epoch + 1 == stage.epochs
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits ``[M, C]`` of uint8 images on the CPU."""
+        return predict_logits(
+            self.method,
+            images,
+            self.dataset.augmentation,
+            self.world,
+            device=self.device,
+            amp=self.autocast(),
+            channels_last=self.config.channels_last,
+        )
+
+    def _score(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
+        logits = self.logits(images)
+        return score(logits, labels, self._class_counts, self.config.shot_rule).row()
+
+    def _select(self, row: dict[str, Any]) -> None:
+        split = {"best_val": "validation", "best_test": "test"}.get(self.config.selection)
+        if split is None or split not in row:
+            return
+        accuracy = row[split]["overall"]
+        if self.best is None or accuracy > self.best["accuracy"]:
+            state = {k: v.detach().clone() for k, v in self.method.state_dict().items()}
+            self.best = {"epoch": row["epoch"], "accuracy": accuracy, "method": state}
+
+    def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
+        if not self.world.is_main:
+            return
+        save_checkpoint(
+            self.checkpoint,
+            {
+                "position": asdict(self._at),
+                "method": self.method.state_dict(),
+                "optimizer": None if optimizer is None else optimizer.state_dict(),
+                "scaler": self._scaler.state_dict(),
+                "history": self.history,
+                "seconds": self.seconds,
+                "best": self.best,
+            },
+        )
+        # Rewritten from the checkpoint's own rows: the two files never disagree.
+        write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in self.history))

@@ -1,0 +1,362 @@
+"""One training run in one folder: from a configuration to results, resumable at any point."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import ltkernels
+from ltkernels.data import load
+from ltkernels.methods import METHODS, Context
+from ltkernels.nn import build_model, count_macs, count_parameters
+from ltkernels.train.checkpoint import write_atomic
+from ltkernels.train.config import (
+    RUNTIME_KEYS,
+    Config,
+    ConfigError,
+    flatten,
+    parse_toml,
+    resolve,
+    to_toml,
+)
+from ltkernels.train.distributed import World
+from ltkernels.train.evaluation import adjust_logits, score
+from ltkernels.train.loop import Trainer, resolve_device, use_threads
+from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot, plot_run
+from ltkernels.train.progress import SilentProgress, make_progress
+from ltkernels.train.randomness import seeded
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ltkernels.data import LongTailedDataset
+    from ltkernels.methods import Method
+    from ltkernels.train.progress import Progress
+
+__all__ = ["load_config", "load_method", "load_result", "train"]
+
+# What a run that has trained leaves; a configuration alone is one that failed before it began.
+_RUN_FILES = ("checkpoint.pt", "metrics.jsonl", "model.safetensors", "result.json")
+
+
+def load_config(run: Path) -> Config:
+    """The configuration of a run's folder.
+
+    Raises:
+        ConfigError: there is no run, or its ``config.toml`` is damaged.
+    """
+    return resolve(parse_toml(run / "config.toml"))
+
+
+def load_result(run: Path) -> dict[str, Any] | None:
+    """The content of a run's ``result.json``; None while the run is not finished."""
+    path = run / "result.json"
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def load_method(run: Path, dataset: LongTailedDataset, device: torch.device) -> Method:
+    """A finished run's trained method, frozen and in evaluation mode.
+
+    Args:
+        run: folder of the run.
+        dataset: data set of the same classes and image channels.
+        device: where to put it.
+
+    Returns:
+        The method; ``predict(images)`` gives logits.
+
+    Raises:
+        ConfigError: the folder holds no finished run, or one of another number of classes.
+    """
+    from safetensors import safe_open
+
+    path = run / "model.safetensors"
+    if not path.exists():
+        raise ConfigError(f"{run} holds no finished run: {path.name} is missing")
+    config = load_config(run)
+    with safe_open(path, framework="pt", device="cpu") as file:
+        trained_on = int(file.metadata()["num_classes"])
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    classes = len(dataset.class_names)
+    if trained_on != classes:
+        raise ConfigError(
+            f"{run} was trained on {trained_on} classes, {dataset.name} has {classes}"
+        )
+    method = METHODS[config.method](_context(config, dataset, device, {}))
+    method.model.load_state_dict(state)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    method.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    return method.requires_grad_(False).eval()
+
+
+def train(
+    config: Config,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    dataset: LongTailedDataset | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train one run and write its folder.
+
+    ``OUT`` gets ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt``, ``model.safetensors``,
+    ``result.json``, ``plots/*.png``, and a folder for each run that the method needs first.
+
+    Args:
+        config: the resolved configuration.
+        out: the run's folder.
+        resume: continue what the folder holds; a finished run is returned as it is.
+        dataset: data to train on instead of ``config.dataset``.
+        progress: told about every step; by default a bar or lines on standard output.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        ConfigError: the folder holds a run and ``resume`` is not set, or a run of another
+            configuration; a teacher that does not fit.
+        TrainingError: the device is missing, or the loss is not finite.
+        Interrupted: stopped by Ctrl-C, saved.
+        FileNotFoundError: the data set's files are not there.
+    """
+    out, world = Path(out), World.from_environment()
+    if progress is None or not world.is_main:
+        progress = make_progress() if world.is_main else SilentProgress()
+    device = resolve_device(config.device, world)
+    world.start(device)
+    _claim(config, out, resume, world)
+    finished = load_result(out)
+    if finished is not None and (not can_plot() or (out / "plots").exists()):
+        return finished
+    return _Run(config, out, device, world, progress, dataset).execute()
+
+
+def _claim(config: Config, out: Path, resume: bool, world: World) -> None:
+    """Take the folder for this configuration, or say why not."""
+    there = [name for name in _RUN_FILES if (out / name).exists()]
+    if there and not resume:
+        raise ConfigError(
+            f"{out} already holds a run ({', '.join(there)}); "
+            "continue it with --resume or choose another --out"
+        )
+    world.barrier()
+    if resume and (out / "config.toml").exists():
+        before = flatten(dataclasses.asdict(load_config(out)))
+        now = flatten(dataclasses.asdict(config))
+        changed = [k for k in now if now[k] != before[k] and k not in RUNTIME_KEYS]
+        if changed:
+            was = ", ".join(f"{k} = {before[k]!r} (now {now[k]!r})" for k in changed)
+            raise ConfigError(f"{out} holds a run with {was}; --resume cannot change it")
+    elif world.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "config.toml", to_toml(config))
+    world.barrier()
+
+
+def _context(
+    config: Config,
+    dataset: LongTailedDataset,
+    device: torch.device,
+    teachers: dict[str, Method],
+) -> Context:
+    model = config.model
+    build = partial(
+        build_model,
+        model.name,
+        num_classes=len(dataset.class_names),
+        in_channels=dataset.train_images.shape[1],
+        head=model.head,
+        scale=model.scale,
+        width=model.width,
+        stem_stride=model.stem_stride,
+    )
+    return Context(config, dataset, dataset.class_counts, device, build, teachers)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run whose folder is claimed."""
+
+    config: Config
+    out: Path
+    device: torch.device
+    world: World
+    progress: Progress
+    given_dataset: LongTailedDataset | None
+
+    def execute(self) -> dict[str, Any]:
+        config, world, device = self.config, self.world, self.device
+        threads = use_threads(config.threads, world)
+        whole = self.given_dataset or _load_dataset(config)
+        dataset, validation = _hold_out(whole, config)
+        teachers: dict[str, Method] = {}
+        teacher_records: dict[str, Any] = {}
+        for name, needed in METHODS[config.method].prerequisites(config).items():
+            run = self._prerequisite(name, needed)
+            record = _teacher_record(run)
+            if record.get("split_hash", dataset.split_hash) != dataset.split_hash:
+                self.progress.note(f"note: {run} was trained on another split of the data")
+            teachers[name] = load_method(run, dataset, device)
+            teacher_records[name] = record
+        with seeded(config.seed, "model"):
+            method = METHODS[config.method](_context(config, dataset, device, teachers))
+        method.to(device)
+        trainer = Trainer(
+            method,
+            config,
+            dataset,
+            validation,
+            device=device,
+            out=self.out,
+            progress=self.progress,
+            world=world,
+        )
+        trainer.fit()
+        logits = trainer.logits(dataset.test_images)
+        result = {
+            **_result(config, dataset, trainer, logits),
+            "teacher": None,
+            **teacher_records,
+            "device": _device_name(device),
+            "threads": threads,
+            "processes": world.size,
+        }
+        document = json.dumps(result, indent=2)
+        if world.is_main:
+            self._write(document, trainer, logits)
+        world.barrier()
+        # As a later reader of the file sees it: lists, not tuples.
+        written: dict[str, Any] = json.loads(document)
+        return written
+
+    def _prerequisite(self, name: str, needed: Config) -> Path:
+        """Folder of a run this one needs: the given one, or one trained now."""
+        if name == "teacher" and self.config.teacher:
+            return Path(self.config.teacher)
+        folder = self.out / name
+        train(
+            needed,
+            folder,
+            resume=(folder / "config.toml").exists(),
+            dataset=self.given_dataset,
+            progress=self.progress,
+        )
+        return folder
+
+    def _write(self, document: str, trainer: Trainer, logits: Tensor) -> None:
+        dataset = trainer.dataset
+        _save_network(self.out / "model.safetensors", trainer.method.model, self.config, dataset)
+        if can_plot():
+            plot_run(
+                self.out / "plots",
+                title=f"{self.config.method} on {dataset.name}, seed {self.config.seed}",
+                logits=logits,
+                labels=dataset.test_labels,
+                class_counts=dataset.class_counts,
+                rule=self.config.shot_rule,
+                history=trainer.history,
+            )
+        else:
+            self.progress.note(HOW_TO_GET_PLOTS)
+        # Last: a folder with a result is a finished run.
+        write_atomic(self.out / "result.json", document + "\n")
+
+
+def _load_dataset(config: Config) -> LongTailedDataset:
+    data = config.data
+    return load(
+        config.dataset,
+        root=data.root or None,
+        imbalance=data.imbalance,
+        kind=data.kind,
+        seed=data.seed,
+        draw=data.draw,
+    )
+
+
+def _hold_out(
+    dataset: LongTailedDataset, config: Config
+) -> tuple[LongTailedDataset, tuple[Tensor, Tensor] | None]:
+    if not config.data.holdout:
+        return dataset, None
+    smaller, images, labels = dataset.holdout(fraction=config.data.holdout, seed=config.data.seed)
+    return smaller, (images, labels)
+
+
+def _teacher_record(run: Path) -> dict[str, Any]:
+    record: dict[str, Any] = {"run": str(run)}
+    result = load_result(run)
+    if result is not None:
+        keys = ("method", "seed", "split_hash", "accuracy", "seconds")
+        record |= {key: result[key] for key in keys}
+    return record
+
+
+def _save_network(path: Path, model: nn.Module, config: Config, dataset: LongTailedDataset) -> None:
+    from safetensors.torch import save
+
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    metadata = {
+        "format": "pt",
+        "method": config.method,
+        "model": config.model.name,
+        "num_classes": str(len(dataset.class_names)),
+        "ltkernels": ltkernels.__version__,
+    }
+    write_atomic(path, save(state, metadata))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _result(
+    config: Config, dataset: LongTailedDataset, trainer: Trainer, logits: Tensor
+) -> dict[str, Any]:
+    labels, counts = dataset.test_labels, dataset.class_counts
+    scored = score(logits, labels, counts, config.shot_rule)
+    _, channels, height, width = dataset.train_images.shape
+    model, info = trainer.method.model, ltkernels.info()
+    result: dict[str, Any] = {
+        "method": config.method,
+        "dataset": dataset.name,
+        "seed": config.seed,
+        "classes": len(dataset.class_names),
+        "train_images": len(dataset.train_labels),
+        "shot_rule": scored.rule,
+        "splits": scored.sizes,
+        "accuracy": scored.accuracy,
+        "ece": scored.ece,
+        "macs": count_macs(model, (channels, height, width)),
+        "parameters": count_parameters(model),
+        "seconds": trainer.seconds,
+        "torch": torch.__version__,
+        "ltkernels": ltkernels.__version__,
+        "backend": info.backend.get(trainer.device.type, "reference"),
+        "recipe": config.recipe,
+        "epochs": config.epochs,
+        "test_images": len(labels),
+        "split_hash": dataset.split_hash,
+        "selection": config.selection,
+        "selected_epoch": trainer.best["epoch"] if trainer.best else config.epochs,
+        "test_set_leak": config.selection == "best_test",
+        "info": info.to_dict(),
+    }
+    if trainer.method.keeps_prior:
+        tau = config.loss.tau
+        adjusted = score(adjust_logits(logits, counts, tau), labels, counts, config.shot_rule)
+        result["logit_adjusted"] = {
+            "tau": tau,
+            "accuracy": adjusted.accuracy,
+            "ece": adjusted.ece,
+        }
+    return result
