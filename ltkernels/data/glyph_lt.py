@@ -18,7 +18,7 @@ from .sources import FILES, Source
 
 __all__ = ["load_glyph_lt"]
 
-SHA256 = "e5927d88599e094af582b2e2ca13f925b4d096b890ff809ad1a673670b1f5516"
+SHA256 = "77b76f91c02b15fdfd934ddf0d450c98f368621d91175b2964cac1abf6f632d8"
 
 
 def load_glyph_lt(root: str | os.PathLike[str] | None = None) -> Source:
