@@ -75,7 +75,9 @@ struct Row {
       const Staged<Acc> z = adjusted(logits, at, count, y);
       sum *= row_max.raise(z.max, kLog2e<Acc>);
       maxima[k] = row_max.origin();
-      sum += exponentials(z.x, count, row_max.origin(), at);
+      // The next chunk, or the next row's first one.
+      const int64_t next = at + count == size ? p.logits_stride : at + count;
+      sum += exponentials(z.x, count, row_max.origin(), at, {logits, next}, {out, at});
       if (p.label_smoothing > 0) {
         const Acc* w = p.class_weight ? p.class_weight + at : ones;
         smooth.add(sum_of(w, count), weighted_distance(w, z.x, count, row_max.origin()),
@@ -114,15 +116,21 @@ struct Row {
     }
   }
 
-  Acc exponentials(const Acc* z, int64_t count, Acc origin, int64_t at) const {
+  Acc exponentials(const Acc* z, int64_t count, Acc origin, int64_t at,
+                   const Prefetch<Storage>& logits_ahead,
+                   const PrefetchForWriting<Storage>& grad_ahead) const {
     const V m = broadcast(origin), log2e = broadcast(kLog2e<Acc>);
     V sum{}, sum2{};
     int64_t i = 0;
     for (; i + 2 * L <= count; i += 2 * L) {
+      logits_ahead(i);
+      logits_ahead(i + L);
       const V e = exp2((load(z + i) - m) * log2e), f = exp2((load(z + i + L) - m) * log2e);
       sum += e;
       sum2 += f;
       if constexpr (Gradient) {
+        grad_ahead(i);
+        grad_ahead(i + L);
         store(exps + at + i, e);
         store(exps + at + i + L, f);
       }

@@ -46,7 +46,7 @@ struct DistillationParams {
   const int64_t* target_b;  // [N] or null: CE = lam CE(target) + (1 - lam) CE(target_b)
   Acc lam;
   const Acc* row_lam;      // [N] or null
-  const Acc* soft_target;  // [N, C] or null; then target is null
+  const Acc* soft_target;  // [N, C] of Acc whatever the logits are, or null; then target is null
   int64_t soft_target_stride;
 
   Acc reduction_factor;  // 1/N for the mean, else 1; the gradients carry it

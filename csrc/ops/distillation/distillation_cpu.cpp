@@ -8,7 +8,7 @@
 //   KL = ( sum e_t ((x_t - m_t) - (x_s - m_s)) ) / Z_t - ln Z_t + ln Z_s,   e = exp(x - m), Z = sum
 //   e
 // Class weights cost no more: w softmax(x) renormalised is softmax(x + log w).
-// The cross-entropy's exponential is a power of the distillation term's where T is 2 or 4.
+// The cross-entropy's exponential is a power of the distillation term's where T is 1, 2 or 4.
 #include "ops/distillation/distillation_cpu.h"
 
 #include "common/cpu/row.h"
@@ -17,7 +17,7 @@ namespace ltk::LTK_ISA {
 namespace {
 
 // How exp(logit) of the cross-entropy is had.
-enum class CrossEntropy { None, Own, Square, FourthPower };
+enum class CrossEntropy { None, Own, Same, Square, FourthPower };
 
 template <class Acc>
 struct Scratch {
@@ -55,6 +55,14 @@ struct Scratch {
   }
 };
 
+// exp(logit) out of e = exp(logit / T), where it is a power of it.
+template <CrossEntropy Ce, class T>
+inline T power(T e) {
+  if constexpr (Ce == CrossEntropy::Square) return e * e;
+  if constexpr (Ce == CrossEntropy::FourthPower) return (e * e) * (e * e);
+  return e;
+}
+
 template <class Storage, bool Gradient, CrossEntropy Ce>
 struct Row {
   using Acc = Accumulate<Storage>;
@@ -69,14 +77,18 @@ struct Row {
   struct Sums {
     Acc student = 0, teacher = 0, difference = 0, logits = 0;
   };
-  // log2-scaled origins: exponent = x * scale - origin.
   Sums exponentials(const Acc* xs, const Acc* xt, const Acc* xl, int64_t n, Acc log2_scale,
-                    Acc max_s, Acc max_t, Acc max_l, Acc offset, int64_t at) const {
+                    Acc max_s, Acc max_t, Acc max_l, Acc offset, int64_t at,
+                    const Prefetch<Storage>& student_ahead, const Prefetch<Storage>& teacher_ahead,
+                    const PrefetchForWriting<Storage>& grad_ahead) const {
     const V scale = broadcast(log2_scale), ms = broadcast(max_s), mt = broadcast(max_t);
     const V ml = broadcast(max_l), d0 = broadcast(offset), none = broadcast(-kInf<Acc>);
     const V log2e = broadcast(kLog2e<Acc>);
     V zs{}, zt{}, difference{}, zl{};
     for (int64_t i = 0; i < n; i += L) {
+      student_ahead(i);
+      teacher_ahead(i);
+      if constexpr (Gradient) grad_ahead(i);
       const V s = load(xs + i), t = load(xt + i);
       const V es = exp2((s - ms) * scale), et = exp2((t - mt) * scale);
       zs += es;
@@ -84,10 +96,12 @@ struct Row {
       // Terms without teacher mass are 0, whatever the difference (-inf - -inf is NaN).
       difference += et * (et == V{} ? V{} : (t - s) - d0);
       V el{};
-      if constexpr (Ce == CrossEntropy::Own) el = exp2((load(xl + i) - ml) * log2e);
-      if constexpr (Ce == CrossEntropy::Square) el = es * es;
-      if constexpr (Ce == CrossEntropy::FourthPower) el = (es * es) * (es * es);
-      if constexpr (Ce != CrossEntropy::None) zl += el;
+      if constexpr (Ce == CrossEntropy::Own) {
+        el = exp2((load(xl + i) - ml) * log2e);
+        zl += el;
+      } else if constexpr (Ce != CrossEntropy::None) {
+        zl += power<Ce>(es);
+      }
       if constexpr (Gradient) {
         store(scratch.exp_student + at + i, es);
         store(scratch.exp_teacher + at + i, s == none ? V{} : et);  // -inf is a constant
@@ -102,9 +116,8 @@ struct Row {
   Acc gradient_at(int64_t c, Acc u, Acc v, Acc w) const {
     const Acc es = scratch.exp_student[c];
     Acc g = u * es - v * scratch.exp_teacher[c];
-    if constexpr (Ce == CrossEntropy::Own) g += w * scratch.exp_logits[c];
-    if constexpr (Ce == CrossEntropy::Square) g += w * (es * es);
-    if constexpr (Ce == CrossEntropy::FourthPower) g += w * ((es * es) * (es * es));
+    if constexpr (Ce == CrossEntropy::Own) return g + w * scratch.exp_logits[c];
+    if constexpr (Ce != CrossEntropy::None) g += w * power<Ce>(es);
     return g;
   }
 
@@ -149,8 +162,13 @@ struct Row {
       scratch.max_student[k] = max_s.origin();
       scratch.max_teacher[k] = max_t.origin();
       scratch.max_logits[k] = max_l.origin();
-      const Sums chunk = exponentials(s.x, t.x, l.x, count, log2_scale, max_s.origin(),
-                                      max_t.origin(), max_l.origin(), offset, at);
+      // The next chunk, or the next row's first one.
+      const bool last = at + count == size;
+      const Sums chunk =
+          exponentials(s.x, t.x, l.x, count, log2_scale, max_s.origin(), max_t.origin(),
+                       max_l.origin(), offset, at, {student, last ? p.student_stride : at + count},
+                       {teacher, last ? p.teacher_stride : at + count},
+                       {static_cast<Storage*>(p.student_grad), n * p.columns + at});
       sums.student += chunk.student;
       sums.teacher += chunk.teacher;
       sums.difference += chunk.difference;
@@ -186,8 +204,12 @@ struct Row {
       Acc unit = p.reduction_factor;
       if (p.grad_scale != nullptr) {
         const Acc largest = by_column ? tables.largest_inverse_temperature : inverse;
-        const float magnitude = float(unit * (std::abs(factor) * largest + std::abs(mass)));
-        p.grad_scale[n] = half_scale(magnitude);
+        // |p - q| <= 1 bounds the student's gradient. The teacher's: sum q |log q - log p| is at
+        // most KL + 2 (log x <= x - 1 where the logarithm is negative), so |q (log q - log p - KL)|
+        // is at most 2 KL + 2.
+        const Acc bound = p.teacher_grad != nullptr && kl < kInf<Acc> ? 2 * kl + 2 : Acc(1);
+        const Acc magnitude = unit * (std::abs(factor) * largest * bound + std::abs(mass));
+        p.grad_scale[n] = half_scale(float(magnitude));
         unit /= p.grad_scale[n];
       }
       if (p.student_grad != nullptr)
@@ -225,9 +247,10 @@ struct Row {
       auto gradient = [&](int64_t i) {
         const V e = load(es + i);
         V g = us * e - vs * load(et + i);
-        if constexpr (Ce == CrossEntropy::Own) g += ws * load(scratch.exp_logits + at + i);
-        if constexpr (Ce == CrossEntropy::Square) g += ws * (e * e);
-        if constexpr (Ce == CrossEntropy::FourthPower) g += ws * ((e * e) * (e * e));
+        if constexpr (Ce == CrossEntropy::Own)
+          g += ws * load(scratch.exp_logits + at + i);
+        else if constexpr (Ce != CrossEntropy::None)
+          g += ws * power<Ce>(e);
         return g;
       };
       if (soft == nullptr && p.classes == nullptr) {
@@ -276,10 +299,11 @@ struct Row {
       const V scale = broadcast(log2_scale), mt = broadcast(max_t);
       const V difference = broadcast(max_t - max_s), inv = broadcast(inverse);
       const V shift = broadcast(log_ratio), outer = broadcast(factor * inverse / zt);
+      const V nothing = broadcast(kl - kl);  // 0, or NaN in a row that is NaN
       for (int64_t i = 0; i < count; i += L) {
         const V x = load(t + i), e = exp2((x - mt) * scale);
         const V log_odds = ((x - load(s + i)) - difference) * inv + shift;
-        store(scratch.out + i, e == V{} ? V{} : outer * e * log_odds);
+        store(scratch.out + i, e == V{} ? nothing : outer * e * log_odds);
       }
       const Acc* column_scale = tables.inverse_temperature;
       for (int64_t i = 0; i < count; i++) {
@@ -302,6 +326,8 @@ void rows(const DistillationParams<Accumulate<Storage>>& p,
   const bool one_temperature = p.row_temperature == nullptr && p.column_temperature == nullptr;
   if (!cross_entropy)
     all(Row<Storage, Gradient, CrossEntropy::None>{p, tables, scratch});
+  else if (one_temperature && p.temperature == 1)
+    all(Row<Storage, Gradient, CrossEntropy::Same>{p, tables, scratch});
   else if (one_temperature && p.temperature == 2)
     all(Row<Storage, Gradient, CrossEntropy::Square>{p, tables, scratch});
   else if (one_temperature && p.temperature == 4)

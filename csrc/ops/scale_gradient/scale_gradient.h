@@ -1,9 +1,8 @@
 // Backward of every fused loss: the gradient saved by the forward pass times what comes from above.
 //
-//   out[n, c] = gradient[n, c] * upstream[n or 0] * scale[n]
+//   out[n, c] = gradient[n, c] * (upstream[n or 0] * scale[n])
 //
-// in that order, in the arithmetic of Acc. The saved gradient is not touched: backward can run
-// twice. Bytes that must move: the gradient read once, the result written once.
+// in the arithmetic of Acc. The saved gradient is not touched: backward can run twice. Bytes that must move: the gradient read once, the result written once.
 #pragma once
 
 #include "common/dtype.h"

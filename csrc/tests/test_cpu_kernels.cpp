@@ -1,0 +1,212 @@
+// The CPU kernels of every instruction set this processor has: exact buffers, so that a sanitizer
+// sees a read or write beside a row, and the same results as the narrowest one. Values against the
+// definition are checked in Python.
+#include <cmath>
+
+#include "ops/adjusted_cross_entropy/adjusted_cross_entropy_cpu.h"
+#include "ops/distillation/distillation_cpu.h"
+#include "ops/scale_gradient/scale_gradient_cpu.h"
+#include "tests/check.h"
+
+namespace {
+
+using namespace ltk;
+using check::Matrix;
+
+constexpr int64_t kColumns[] = {1, 2, 15, 16, 17, 31, 33, 100, 1000, 1024, 1025, 2049, 5000};
+
+// f(Isa) for the instruction sets up to the widest one that runs here.
+template <class F>
+void for_each_isa(F f) {
+  for (int i = 0; i <= static_cast<int>(selected_isa()); i++) f(static_cast<Isa>(i));
+}
+
+template <class Acc>
+std::vector<Acc> uniform(int64_t size, double low, double high) {
+  static std::mt19937 random(7);
+  std::uniform_real_distribution<double> value(low, high);
+  std::vector<Acc> x(size);
+  for (Acc& v : x) v = static_cast<Acc>(value(random));
+  return x;
+}
+
+// 64-byte aligned scratch of exactly the size that the kernel asks for, full of NaN.
+template <class Acc>
+class Scratch {
+ public:
+  explicit Scratch(int64_t size) : memory_(size * sizeof(Acc) + 64) {
+    std::memset(memory_.data(), 0xff, memory_.size());
+  }
+  Acc* data() {
+    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+    return reinterpret_cast<Acc*>((address + 63) / 64 * 64);
+  }
+
+ private:
+  std::vector<unsigned char> memory_;
+};
+
+// Against what the narrowest instruction set gave: two orders of summation, one formula.
+template <class Storage>
+void same(const Matrix<Storage>& got, const Matrix<Storage>& want, double size, const char* what) {
+  const double tolerance = size * (2 * check::kRounding<Storage> + 4 * check::kArithmetic<Storage>);
+  for (int64_t n = 0; n < want.rows(); n++)
+    for (int64_t c = 0; c < want.columns(); c++)
+      check::close(got(n, c), want(n, c), tolerance, what);
+}
+
+enum Feature { kPlain, kSubset, kColumnTemperature, kHard, kMixup, kSoft, kTeacherGradient };
+
+template <class Storage>
+void distillation(int64_t columns, Feature feature) {
+  using Acc = Accumulate<Storage>;
+  const int64_t rows = 2, subset = feature == kSubset ? (columns + 1) / 2 : columns;
+  check::context = std::string(check::kTypeName<Storage>) + " C = " + std::to_string(columns) +
+                   " feature " + std::to_string(feature);
+  std::mt19937 random(3);
+  Matrix<Storage> student(rows, columns), teacher(rows, subset);
+  check::fill_normal(student, random, 3);
+  check::fill_normal(teacher, random, 3);
+  const std::vector<Acc> weight = uniform<Acc>(subset, 0.1, 2);
+  const std::vector<Acc> temperature = uniform<Acc>(subset, 0.5, 2);
+  const std::vector<Acc> soft = uniform<Acc>(rows * columns, 0, 1);
+  std::vector<Acc> log_weight(subset), inverse(subset);
+  std::vector<int64_t> classes(subset);
+  for (int64_t i = 0; i < subset; i++) {
+    log_weight[i] = std::log(weight[i]);
+    inverse[i] = 1 / temperature[i];
+    classes[i] = columns - 1 - i;
+  }
+  const std::vector<int64_t> target{0, columns - 1}, target_b{columns / 2, 0};
+
+  Matrix<Storage> grad(rows, columns), teacher_grad(rows, subset), first(rows, columns);
+  Matrix<Acc> row_loss(rows, 1), grad_scale(rows, 1), first_loss(rows, 1);
+  DistillationParams<Acc> p{};
+  p.rows = rows;
+  p.columns = columns;
+  p.subset = subset;
+  p.student = student.data();
+  p.student_stride = columns;
+  p.teacher = teacher.data();
+  p.teacher_stride = subset;
+  p.temperature = feature == kMixup ? Acc(2) : Acc(1.5);
+  p.kl_factor = 1;
+  p.reduction_factor = 1;
+  p.row_loss = row_loss.data();
+  p.student_grad = grad.data();
+  DistillationTables<Acc> tables{nullptr, nullptr, 0};
+  if (feature == kSubset) p.classes = classes.data();
+  if (feature == kColumnTemperature) {
+    p.column_temperature = temperature.data();
+    tables.inverse_temperature = inverse.data();
+    tables.largest_inverse_temperature = 2;
+  }
+  if (feature == kHard || feature == kMixup || feature == kColumnTemperature) {
+    p.target = target.data();
+    p.class_weight = weight.data();
+    tables.log_class_weight = log_weight.data();
+  }
+  if (feature == kMixup) {
+    p.target_b = target_b.data();
+    p.lam = Acc(0.3);
+  }
+  if (feature == kSoft) {
+    p.soft_target = soft.data();
+    p.soft_target_stride = columns;
+  }
+  if (feature == kTeacherGradient) p.teacher_grad = teacher_grad.data();
+  if (std::is_same_v<Storage, Half>) p.grad_scale = grad_scale.data();
+  for_each_isa([&](Isa isa) {
+    grad.poison();
+    row_loss.poison();
+    auto run = [&](auto scratch_size, auto kernel) {
+      Scratch<Acc> scratch(scratch_size(p));
+      kernel(p, tables, check::kDType<Storage>, 0, rows, scratch.data());
+    };
+    switch (isa) {
+#define LTK_CASE(name) \
+  case Isa::name: run(name::distillation_scratch<Acc>, name::distillation_rows<Acc>); break;
+      LTK_FOR_EACH_ISA(LTK_CASE)
+#undef LTK_CASE
+    }
+    const double size = p.grad_scale ? std::pow(2.0, 13) : static_cast<double>(columns);
+    if (isa == Isa::baseline) {
+      std::memcpy(first.data(), grad.data(), rows * columns * sizeof(Storage));
+      std::memcpy(first_loss.data(), row_loss.data(), rows * sizeof(Acc));
+    }
+    same(grad, first, size, "gradient");
+    same(row_loss, first_loss, columns * 10.0, "loss");
+  });
+}
+
+template <class Storage>
+void adjusted_cross_entropy(int64_t columns, bool adjusted, double smoothing) {
+  using Acc = Accumulate<Storage>;
+  const int64_t rows = 2;
+  check::context = std::string(check::kTypeName<Storage>) + " C = " + std::to_string(columns);
+  std::mt19937 random(5);
+  Matrix<Storage> logits(rows, columns);
+  check::fill_normal(logits, random, 3);
+  const std::vector<Acc> margin = uniform<Acc>(columns, 0, 1), bias = uniform<Acc>(columns, -2, 2);
+  const std::vector<Acc> weight = uniform<Acc>(columns, 0.1, 2);
+  const std::vector<int64_t> target{columns - 1, -100};
+  Matrix<Storage> grad(rows, columns), first(rows, columns);
+  Matrix<Acc> row_loss(rows, 1), grad_scale(rows, 1);
+  AdjustedCrossEntropyParams<Acc> p{};
+  p.rows = rows;
+  p.columns = columns;
+  p.logits = logits.data();
+  p.logits_stride = columns;
+  p.target = target.data();
+  p.scale = adjusted ? Acc(2) : Acc(1);
+  p.margin = adjusted ? margin.data() : nullptr;
+  p.bias = adjusted ? bias.data() : nullptr;
+  p.class_weight = adjusted ? weight.data() : nullptr;
+  p.label_smoothing = static_cast<Acc>(smoothing);
+  p.focal_gamma = adjusted ? Acc(1.5) : Acc(0);
+  p.ignore_index = -100;
+  p.row_loss = row_loss.data();
+  p.grad = grad.data();
+  if (std::is_same_v<Storage, Half>) p.grad_scale = grad_scale.data();
+  for_each_isa([&](Isa isa) {
+    grad.poison();
+    auto run = [&](auto scratch_size, auto kernel) {
+      Scratch<Acc> scratch(scratch_size(p));
+      kernel(p, Acc(1), check::kDType<Storage>, 0, rows, scratch.data());
+    };
+    switch (isa) {
+#define LTK_CASE(name)                                                                      \
+  case Isa::name:                                                                           \
+    run(name::adjusted_cross_entropy_scratch<Acc>, name::adjusted_cross_entropy_rows<Acc>); \
+    break;
+      LTK_FOR_EACH_ISA(LTK_CASE)
+#undef LTK_CASE
+    }
+    if (isa == Isa::baseline)
+      std::memcpy(first.data(), grad.data(), rows * columns * sizeof(Storage));
+    same(grad, first, p.grad_scale ? std::pow(2.0, 13) : static_cast<double>(columns), "gradient");
+    check::that(row_loss(1, 0) == 0, "an ignored row has a loss");
+  });
+}
+
+template <class Storage>
+void every_kernel() {
+  for (int64_t columns : kColumns) {
+    for (int feature = kPlain; feature <= kTeacherGradient; feature++)
+      distillation<Storage>(columns, static_cast<Feature>(feature));
+    for (bool adjusted : {false, true})
+      for (double smoothing : {0.0, 0.1})
+        adjusted_cross_entropy<Storage>(columns, adjusted, smoothing);
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::printf("instruction sets up to %s\n", isa_name(selected_isa()));
+  check::test("float32", every_kernel<float>);
+  check::test("float64", every_kernel<double>);
+  check::test("float16", every_kernel<Half>);
+  check::test("bfloat16", every_kernel<BFloat16>);
+  return check::finish();
+}
