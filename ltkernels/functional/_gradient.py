@@ -25,19 +25,32 @@ def scaled(op: str, gradient: Tensor, upstream: Tensor, scale: Tensor) -> Tensor
         upstream: `[]` or `[N]`.
         scale: `[N]`, or empty for ones.
     """
-    if not torch.compiler.is_compiling():
-        one = (
-            upstream.device.type == "cpu"  # reading a value of another device would wait for it
-            and upstream.dim() == 0
-            and scale.numel() == 0
-            and upstream.item() == 1.0
-        )
-        result = gradient if one else _ops.scale_gradient(gradient, upstream, scale)
-        # Grad mode in a backward pass is create_graph=True.
-        return _OnceDifferentiable.mark(op, result) if torch.is_grad_enabled() else result
+    if torch.compiler.is_compiling():
+        return _product(gradient, upstream, scale)
+    if torch._C._are_functorch_transforms_active():  # is_grads_batched=True: a vmap of backwards
+        return _product_by_definition(gradient, upstream, scale)
+    one = (
+        upstream.device.type == "cpu"  # reading a value of another device would wait for it
+        and upstream.dim() == 0
+        and scale.numel() == 0
+        and upstream.item() == 1.0
+    )
+    result = gradient if one else _product(gradient, upstream, scale)
+    # Grad mode in a backward pass is create_graph=True.
+    return _OnceDifferentiable.mark(op, result) if torch.is_grad_enabled() else result
+
+
+def _product(gradient: Tensor, upstream: Tensor, scale: Tensor) -> Tensor:
     result = _ops.scale_gradient(gradient, upstream, scale)
     assert isinstance(result, Tensor)
     return result
+
+
+def _product_by_definition(gradient: Tensor, upstream: Tensor, scale: Tensor) -> Tensor:
+    factor = upstream * scale if scale.numel() > 0 else upstream
+    if factor.dim() == 1:
+        factor = factor.unsqueeze(1)
+    return (gradient.to(factor.dtype) * factor).to(gradient.dtype)
 
 
 class _OnceDifferentiable(torch.autograd.Function):

@@ -10,6 +10,7 @@ from torch.autograd.function import FunctionCtx
 
 from .. import _backend, _checks, _ops, reference
 from .._checks import Reduction
+from ._constants import constant
 from ._gradient import scaled
 
 
@@ -52,16 +53,13 @@ def adjusted_cross_entropy(
             reduction=reduction,
         )
     gradient = torch.is_grad_enabled() and logits.requires_grad
-    dtype = _checks.compute_dtype(logits)
-    vectors = (
-        None if vector is None else vector.detach().to(dtype).contiguous()
-        for vector in (margin, bias, class_weight)
-    )
     args = (
         logits,
         target.contiguous(),
         scale,
-        *vectors,
+        None if margin is None else constant(margin, logits),
+        None if bias is None else constant(bias, logits),
+        None if class_weight is None else constant(class_weight, logits),
         label_smoothing,
         focal_gamma,
         ignore_index,

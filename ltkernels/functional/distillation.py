@@ -10,6 +10,7 @@ from torch.autograd.function import FunctionCtx
 
 from .. import _backend, _checks, _ops, reference
 from .._checks import Reduction, Temperature, TemperatureKind
+from ._constants import constant
 from ._gradient import scaled
 
 
@@ -41,7 +42,7 @@ def kd_loss(
         temperature, kind, t2, classes, student
     )
     if sample_weight is not None:
-        weight = _constant(sample_weight, student)
+        weight = constant(sample_weight, student)
         row_factor = weight if row_factor is None else weight * row_factor
     return _distillation(
         "kd_loss",
@@ -97,9 +98,9 @@ def bkd_loss(
         temperature, kind, True, None, student
     )
     soft = target.is_floating_point()
-    row_lam = _constant(lam, student) if isinstance(lam, Tensor) and lam.dim() > 0 else None
+    row_lam = constant(lam, student) if isinstance(lam, Tensor) and lam.dim() > 0 else None
     if isinstance(lam, Tensor) and lam.dim() == 0:
-        row_lam = _constant(lam, student).expand(student.shape[0]).contiguous()
+        row_lam = constant(lam, student).expand(student.shape[0]).contiguous()
     return _distillation(
         "bkd_loss",
         student,
@@ -108,14 +109,14 @@ def bkd_loss(
         scalar,
         row,
         column,
-        None if class_weight is None else _constant(class_weight, student),
+        None if class_weight is None else constant(class_weight, student),
         kl_factor * alpha,
         row_factor,
         None if soft else target.contiguous(),
         None if target_b is None else target_b.contiguous(),
         float(lam) if isinstance(lam, (int, float)) else 1.0,
         row_lam,
-        _constant(target, student) if soft else None,
+        constant(target, student) if soft else None,
         _ops.REDUCTION_CODE[reduction],
     )
 
@@ -132,11 +133,6 @@ def _same_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return student.to(dtype), teacher.to(dtype)
 
 
-def _constant(x: Tensor, logits: Tensor) -> Tensor:
-    """A constant input as the kernels read it: contiguous, in the dtype of the arithmetic."""
-    return x.detach().to(_checks.compute_dtype(logits)).contiguous()
-
-
 def _temperature_arguments(
     temperature: Temperature,
     kind: TemperatureKind,
@@ -148,7 +144,7 @@ def _temperature_arguments(
     fixed = 1.0 if isinstance(t2, bool) else t2
     if not isinstance(temperature, Tensor):
         return temperature, None, None, temperature**2 if t2 is True else fixed, None
-    value = _constant(temperature, student)
+    value = constant(temperature, student)
     if kind == "class":
         column = value if classes is None else value.index_select(0, classes)
         factor = column.mean().square().reshape(1) if t2 is True else None
