@@ -56,14 +56,28 @@ constexpr ScalarType scalar_type_of() {
     return ScalarType::Float;
 }
 
-// The data of an optional contiguous tensor of `size` elements, or null.
+// The data of an optional contiguous tensor of `size` elements on the device of `like`, or null.
 template <class T>
-const T* data_or_null(const std::optional<Tensor>& t, int64_t size, const char* name) {
+const T* data_or_null(const std::optional<Tensor>& t, int64_t size, const char* name,
+                      const Tensor& like) {
   if (!t.has_value()) return nullptr;
+  STD_TORCH_CHECK(t->get_device() == like.get_device(), "expected `", name,
+                  "` to be on the device of the logits");
   STD_TORCH_CHECK(
       t->scalar_type() == scalar_type_of<T>() && t->numel() == size && t->is_contiguous(),
       "expected `", name, "` to be contiguous with ", size, " elements of the loss's dtype");
   return static_cast<const T*>(t->const_data_ptr());
+}
+
+// On the CPU an index out of range must not become a write to somebody else's memory. (Kernels on
+// CUDA trap.)
+inline void check_indices(const int64_t* index, int64_t count, int64_t size, const char* name,
+                          std::optional<int64_t> ignored = std::nullopt) {
+  if (index == nullptr) return;
+  bool inside = true;
+  for (int64_t i = 0; i < count; i++)
+    inside &= static_cast<uint64_t>(index[i]) < static_cast<uint64_t>(size) || index[i] == ignored;
+  STD_TORCH_CHECK(inside, "expected `", name, "` in 0..", size - 1);
 }
 
 template <size_t D>

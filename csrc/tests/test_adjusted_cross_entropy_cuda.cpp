@@ -61,8 +61,10 @@ struct Problem {
   }
 
   // Row by row: -inf beside the target, at the target, everywhere; NaN; a row that is nearly sure.
+  // And a bias of -inf, at the target of the last row.
   void dig_holes() {
     const double inf = std::numeric_limits<double>::infinity();
+    if (rows > 5 && target[5] >= 0) bias[size_t(target[5])] = Acc(-inf);
     for (int64_t c = 0; c < columns; c += 2) {
       if (rows > 0 && c != target[0]) logits.set(0, c, -inf);
     }
@@ -163,7 +165,7 @@ void compare(Problem<Storage>& problem) {
       if (gamma > 0 && gamma < 1 && plain < 0.01) loss_tolerance += 1e-3, size += 1;
       size += (std::fabs(slope) + gamma) * std::fabs(scale) * (mass + 1e-30);
       for (int64_t c = 0; c < p.columns; ++c) {
-        const bool constant = problem.logits(n, c) == -inf;
+        const bool constant = problem.logits(n, c) == -inf || (p.bias && p.bias[c] == Acc(-inf));
         double g = mass * std::exp(z[size_t(c)] - lse);
         if (!constant) g -= (c == y ? (1 - e) * weight(y) : 0) + e / double(p.columns) * weight(c);
         want[size_t(c)] = slope * scale * g;

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from .. import _ops
+from .. import _checks, _ops
 
 
-def scaled(op: str, gradient: Tensor, upstream: Tensor, scale: Tensor) -> Tensor:
+def scaled(op: str, loss: Tensor, gradient: Tensor, upstream: Tensor, scale: Tensor) -> Tensor:
     """gradient * upstream * scale, in a new tensor unless all factors are 1.
 
     Args:
+        loss: the output of the forward pass.
         op: name for the error of a second derivative.
         gradient: as saved, `[N, C]`; never written to, so that backward can run twice.
         upstream: `[]` or `[N]`.
@@ -30,14 +31,17 @@ def scaled(op: str, gradient: Tensor, upstream: Tensor, scale: Tensor) -> Tensor
     if torch._C._are_functorch_transforms_active():  # is_grads_batched=True: a vmap of backwards
         return _product_by_definition(gradient, upstream, scale)
     one = (
-        upstream.device.type == "cpu"  # reading a value of another device would wait for it
+        _checks.can_read_values(upstream)  # reading another device's value would wait for it
         and upstream.dim() == 0
         and scale.numel() == 0
         and upstream.item() == 1.0
     )
     result = gradient if one else _product(gradient, upstream, scale)
     # Grad mode in a backward pass is create_graph=True.
-    return _OnceDifferentiable.mark(op, result) if torch.is_grad_enabled() else result
+    if torch.is_grad_enabled():
+        result = _OnceDifferentiable.apply(result, loss, upstream, op)  # type: ignore[no-untyped-call]
+    assert isinstance(result, Tensor)
+    return result
 
 
 def _product(gradient: Tensor, upstream: Tensor, scale: Tensor) -> Tensor:
@@ -57,15 +61,11 @@ class _OnceDifferentiable(torch.autograd.Function):
     """The identity with an error for its backward pass: no fused gradient is differentiable."""
 
     @staticmethod
-    def mark(op: str, gradient: Tensor) -> Tensor:
-        # Even where nothing upstream requires a gradient: otherwise the gradient of a gradient
-        # penalty would be taken as 0 in silence.
-        result = _OnceDifferentiable.apply(gradient.detach().requires_grad_(), op)  # type: ignore[no-untyped-call]
-        assert isinstance(result, Tensor)
-        return result
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, gradient: Tensor, op: str) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, gradient: Tensor, loss: Tensor, upstream: Tensor, op: str
+    ) -> Tensor:
+        # `loss` and `upstream` tie the gradient to all it depends on: without them autograd.grad
+        # would find no way from a gradient penalty to the logits, and take it as 0 in silence.
         ctx.op = op  # type: ignore[attr-defined]
         return gradient.view_as(gradient)
 

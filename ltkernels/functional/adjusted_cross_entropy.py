@@ -83,11 +83,11 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, *args: Any) -> Tensor:
         loss, grad, scale = _ops.adjusted_cross_entropy(*args)
-        ctx.save_for_backward(grad, scale)
+        ctx.save_for_backward(grad, scale, loss)
         assert isinstance(loss, Tensor)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        grad, scale = ctx.saved_tensors
-        return (scaled("adjusted_cross_entropy", grad, upstream[0], scale), *[None] * 10)
+        grad, scale, loss = ctx.saved_tensors
+        return (scaled("adjusted_cross_entropy", loss, grad, upstream[0], scale), *[None] * 10)

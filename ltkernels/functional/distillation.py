@@ -177,17 +177,17 @@ class _Distillation(torch.autograd.Function):
         loss, student_grad, teacher_grad, scale = _ops.distillation(*args)
         ctx.op = op  # type: ignore[attr-defined]
         ctx.wanted = args[-2:]  # type: ignore[attr-defined]
-        ctx.save_for_backward(student_grad, teacher_grad, scale)
+        ctx.save_for_backward(student_grad, teacher_grad, scale, loss)
         assert isinstance(loss, Tensor)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        student_grad, teacher_grad, scale = ctx.saved_tensors
+        student_grad, teacher_grad, scale, loss = ctx.saved_tensors
         of_student, of_teacher = ctx.wanted
         return (
             None,
-            scaled(ctx.op, student_grad, upstream[0], scale) if of_student else None,
-            scaled(ctx.op, teacher_grad, upstream[0], scale) if of_teacher else None,
+            scaled(ctx.op, loss, student_grad, upstream[0], scale) if of_student else None,
+            scaled(ctx.op, loss, teacher_grad, upstream[0], scale) if of_teacher else None,
             *[None] * 16,
         )

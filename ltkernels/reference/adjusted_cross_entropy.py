@@ -94,7 +94,8 @@ def adjusted_cross_entropy(
         every = torch.ones_like(z) if class_weight is None else class_weight.expand_as(z)
         uniform = -weighted(every, log_prob).sum(dim=1) / classes
         uniform = torch.where(ignored, 0.0, uniform)
-        row_loss = (1 - label_smoothing) * row_loss + label_smoothing * uniform
+        hard = (1 - label_smoothing) * row_loss if label_smoothing < 1 else 0.0  # no 0 * inf
+        row_loss = hard + label_smoothing * uniform
     if focal_gamma > 0:
         row_loss = row_loss * _focal_factor(row_loss, focal_gamma)
 

@@ -178,7 +178,8 @@ struct RunningMax {
 // exp(scale (then - now)): brings an exponential kept under an earlier maximum to the final one.
 template <class Acc>
 inline Acc correction(Acc then, Acc now, Acc log2_scale) {
-  return then == now ? Acc(1) : Acc(std::exp2((then - now) * log2_scale));
+  // `then` exceeds `now` only before the first finite logit: what was kept is 0 or NaN.
+  return then < now ? Acc(std::exp2((then - now) * log2_scale)) : Acc(1);
 }
 
 // A power of two of at least `magnitude` / 2^12: float16 holds gradients divided by it with a

@@ -8,7 +8,8 @@
 //                                             - (1 - e) w_y [c == y] - e / C w_c )
 //   loss'(l) = (1 - u)^gamma + gamma l u (1 - u)^(gamma - 1),  u = exp(-l)
 //   f = 1 / sum_n w_{y_n} for the mean (rows with target == ignore_index count for nothing), else 1
-// A logit of -inf is a constant: its gradient is 0. A row without a finite logit is NaN.
+// A logit that is -inf, or that a bias of -inf makes so, is a constant: its gradient is 0. A row
+// without a finite logit is NaN.
 //
 // Bytes that must move, with gradient: the logits read once, the gradient written once.
 #pragma once

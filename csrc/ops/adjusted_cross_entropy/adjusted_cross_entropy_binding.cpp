@@ -68,11 +68,11 @@ Outputs adjusted_cross_entropy(const Tensor& given_logits, const Tensor& target,
     p.columns = c;
     p.logits = logits.const_data_ptr();
     p.logits_stride = logits.stride(0);
-    p.target = data_or_null<int64_t>(Optional(target), n, "target");
+    p.target = data_or_null<int64_t>(Optional(target), n, "target", logits);
     p.scale = static_cast<Acc>(scale);
-    p.margin = data_or_null<Acc>(margin, c, "margin");
-    p.bias = data_or_null<Acc>(bias, c, "bias");
-    p.class_weight = data_or_null<Acc>(class_weight, c, "class_weight");
+    p.margin = data_or_null<Acc>(margin, c, "margin", logits);
+    p.bias = data_or_null<Acc>(bias, c, "bias", logits);
+    p.class_weight = data_or_null<Acc>(class_weight, c, "class_weight", logits);
     p.label_smoothing = static_cast<Acc>(label_smoothing);
     p.focal_gamma = static_cast<Acc>(focal_gamma);
     p.ignore_index = ignore_index;
@@ -89,6 +89,7 @@ Outputs adjusted_cross_entropy(const Tensor& given_logits, const Tensor& target,
       return {loss, grad, grad_scale};
     }
 #endif
+    check_indices(p.target, n, c, "target", ignore_index);
     adjusted_cross_entropy_cpu(p, dtype);
     return {loss, grad, grad_scale};
   });

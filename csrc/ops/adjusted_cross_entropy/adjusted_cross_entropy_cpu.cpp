@@ -153,7 +153,8 @@ struct Row {
       if (p.label_smoothing > 0) {
         for (int64_t i = 0; i < count; i++) {
           const Acc w = p.class_weight ? p.class_weight[at + i] : Acc(1);
-          const bool constant = to_float(logits[at + i]) == -kInf<Acc>;
+          const bool constant =
+              to_float(logits[at + i]) == -kInf<Acc> || (p.bias && p.bias[at + i] == -kInf<Acc>);
           from_float(constant ? Acc(0) * u : u * e[i] - soft * w - (at + i == y ? hard : Acc(0)),
                      out + at + i);
         }
@@ -163,7 +164,8 @@ struct Row {
       for (int64_t i = 0; i < whole; i += L) store(out + at + i, us * load(e + i));
       for (int64_t i = whole; i < count; i++) from_float(u * e[i], out + at + i);
       // From the unrounded probability: a 16-bit p would keep none of the digits of p - 1.
-      if (y >= at && y < at + count && to_float(logits[y]) != -kInf<Acc>)
+      if (y >= at && y < at + count && to_float(logits[y]) != -kInf<Acc> &&
+          !(p.bias && p.bias[y] == -kInf<Acc>))
         from_float(u * e[y - at] - hard, out + y);
     }
   }

@@ -79,14 +79,10 @@ const char* adjusted_cross_entropy_cuda(const AdjustedCrossEntropyParams<float>&
   Device device;
   if (const char* error = prepare(params, where, device)) return error;
   switch (dtype) {
-    case DType::Float32:
-      return run<float>(params, where, device);
-    case DType::Float16:
-      return run<Half>(params, where, device);
-    case DType::BFloat16:
-      return run<BFloat16>(params, where, device);
-    case DType::Float64:
-      break;
+    case DType::Float32: return run<float>(params, where, device);
+    case DType::Float16: return run<Half>(params, where, device);
+    case DType::BFloat16: return run<BFloat16>(params, where, device);
+    case DType::Float64: break;
   }
   return "float64 logits need float64 parameters";
 }

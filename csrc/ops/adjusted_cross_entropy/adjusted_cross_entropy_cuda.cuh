@@ -140,7 +140,7 @@ struct CeRow {
         factor /= half;
       }
       of_exp = factor * mass / sums.exp;
-      of_target = logits_row_is_constant(target) ? Acc(0) : factor * hard;
+      of_target = is_constant(target) ? Acc(0) : factor * hard;
       of_smooth = factor * soft;
     }
     if (writer) {
@@ -159,9 +159,12 @@ struct CeRow {
       Acc weight[kCount];
       class_weights(column, weight);
       const Chunk<Storage> x = logits.load_constant(offset, masked());  // in L1 or L2
+      Acc bias[kCount] = {};
+      if (p.bias) load_vector(p.bias, column, columns, Acc(0), bias);
       LTK_UNROLL
       for (int j = 0; j < kCount; ++j) {
-        g[j] -= widen(x.value[j]) == -kInfinity<Acc> ? Acc(0) : weight[j] * of_smooth;
+        const bool constant = widen(x.value[j]) == -kInfinity<Acc> || bias[j] == -kInfinity<Acc>;
+        g[j] -= constant ? Acc(0) : weight[j] * of_smooth;
       }
     }
     if (place(column) < kCount) {
@@ -183,8 +186,10 @@ struct CeRow {
     device_assert(0 <= y && y < p.columns, "target out of range");
     return static_cast<int>(y);
   }
-  __device__ __forceinline__ bool logits_row_is_constant(int column) const {
-    return widen(logits_row()[column]) == -kInfinity<Acc>;
+  // Whether the logit is -inf, or the bias makes it so.
+  __device__ __forceinline__ bool is_constant(int column) const {
+    return widen(logits_row()[column]) == -kInfinity<Acc> ||
+           (p.bias && p.bias[column] == -kInfinity<Acc>);
   }
   // 0 outside the row.
   __device__ __forceinline__ void class_weights(int column, Acc (&weight)[kCount]) const {

@@ -84,23 +84,23 @@ Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
     p.student_stride = student.stride(0);
     p.teacher = teacher.const_data_ptr();
     p.teacher_stride = teacher.stride(0);
-    p.classes = data_or_null<int64_t>(classes, s, "classes");
+    p.classes = data_or_null<int64_t>(classes, s, "classes", student);
     p.temperature = static_cast<Acc>(temperature);
-    p.row_temperature = data_or_null<Acc>(row_temperature, n, "row_temperature");
-    p.column_temperature = data_or_null<Acc>(column_temperature, s, "column_temperature");
-    p.class_weight = data_or_null<Acc>(class_weight, s, "class_weight");
+    p.row_temperature = data_or_null<Acc>(row_temperature, n, "row_temperature", student);
+    p.column_temperature = data_or_null<Acc>(column_temperature, s, "column_temperature", student);
+    p.class_weight = data_or_null<Acc>(class_weight, s, "class_weight", student);
     p.kl_factor = static_cast<Acc>(kl_factor);
     if (row_factor.has_value()) {
       const int64_t size = row_factor->numel();
       STD_TORCH_CHECK(size == n || size == 1, "expected `row_factor` to have N or 1 elements");
-      p.row_factor = data_or_null<Acc>(row_factor, size, "row_factor");
+      p.row_factor = data_or_null<Acc>(row_factor, size, "row_factor", student);
       p.row_factor_stride = size == n ? 1 : 0;
     }
-    p.target = data_or_null<int64_t>(target, n, "target");
-    p.target_b = data_or_null<int64_t>(target_b, n, "target_b");
+    p.target = data_or_null<int64_t>(target, n, "target", student);
+    p.target_b = data_or_null<int64_t>(target_b, n, "target_b", student);
     p.lam = static_cast<Acc>(lam);
-    p.row_lam = data_or_null<Acc>(row_lam, n, "row_lam");
-    p.soft_target = data_or_null<Acc>(soft_target, n * c, "soft_target");
+    p.row_lam = data_or_null<Acc>(row_lam, n, "row_lam", student);
+    p.soft_target = data_or_null<Acc>(soft_target, n * c, "soft_target", student);
     p.soft_target_stride = c;
     p.reduction_factor =
         reduction == static_cast<int64_t>(Reduction::Mean) ? Acc(1) / Acc(n) : Acc(1);
@@ -116,6 +116,9 @@ Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
       return {loss, student_grad, teacher_grad, grad_scale};
     }
 #endif
+    check_indices(p.classes, s, c, "classes");
+    check_indices(p.target, n, c, "target");
+    check_indices(p.target_b, n, c, "target_b");
     distillation_cpu(p, dtype);
     return {loss, student_grad, teacher_grad, grad_scale};
   });

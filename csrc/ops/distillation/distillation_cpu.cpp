@@ -78,11 +78,11 @@ struct Row {
     Acc student = 0, teacher = 0, difference = 0, logits = 0;
   };
   Sums exponentials(const Acc* xs, const Acc* xt, const Acc* xl, int64_t n, Acc log2_scale,
-                    Acc max_s, Acc max_t, Acc max_l, Acc offset, int64_t at,
+                    Acc max_s, Acc max_t, Acc max_l, int64_t at,
                     const Prefetch<Storage>& student_ahead, const Prefetch<Storage>& teacher_ahead,
                     const PrefetchForWriting<Storage>& grad_ahead) const {
     const V scale = broadcast(log2_scale), ms = broadcast(max_s), mt = broadcast(max_t);
-    const V ml = broadcast(max_l), d0 = broadcast(offset), none = broadcast(-kInf<Acc>);
+    const V ml = broadcast(max_l), none = broadcast(-kInf<Acc>);
     const V log2e = broadcast(kLog2e<Acc>);
     V zs{}, zt{}, difference{}, zl{};
     for (int64_t i = 0; i < n; i += L) {
@@ -90,11 +90,12 @@ struct Row {
       teacher_ahead(i);
       if constexpr (Gradient) grad_ahead(i);
       const V s = load(xs + i), t = load(xt + i);
-      const V es = exp2((s - ms) * scale), et = exp2((t - mt) * scale);
+      const V ds = s - ms, dt = t - mt;
+      const V es = exp2(ds * scale), et = exp2(dt * scale);
       zs += es;
       zt += et;
       // Terms without teacher mass are 0, whatever the difference (-inf - -inf is NaN).
-      difference += et * (et == V{} ? V{} : (t - s) - d0);
+      difference += et * (et == V{} ? V{} : dt - ds);
       V el{};
       if constexpr (Ce == CrossEntropy::Own) {
         el = exp2((load(xl + i) - ml) * log2e);
@@ -139,8 +140,6 @@ struct Row {
 
     RunningMax<Acc> max_s, max_t, max_l;
     Sums sums;
-    Acc offset = 0;  // of the logits' difference: keeps the sum small where both agree
-    bool have_offset = false;
     WeightedDistance<Acc> soft_distance;  // of the soft target's logits from their maximum
     for (int64_t k = 0, at = 0; at < size; k++, at += kChunk) {
       const int64_t count = size - at < kChunk ? size - at : kChunk;
@@ -149,15 +148,15 @@ struct Row {
       const Staged<Acc> t = stage(teacher + at, count, of_teacher.at(at), scratch.teacher);
       Staged<Acc> l = s;
       if (stage_logits) l = stage(student + at, count, Transform<Acc>{}, scratch.logits);
-      if (!have_offset && std::isfinite(s.max) && std::isfinite(t.max)) {
-        offset = t.max - s.max;
-        have_offset = true;
-      }
+      const Acc before_s = max_s.origin(), before_t = max_t.origin();
       sums.student *= max_s.raise(s.max, log2_scale);
       const Acc teacher_correction = max_t.raise(t.max, log2_scale);
       sums.teacher *= teacher_correction;
       // An infinite term whose teacher mass has become 0 is gone, not inf * 0.
       sums.difference = teacher_correction == 0 ? Acc(0) : sums.difference * teacher_correction;
+      // Its terms refer to the maxima; each step is exact where the maxima themselves are far
+      // apart.
+      sums.difference += sums.teacher * ((before_t - max_t.origin()) - (before_s - max_s.origin()));
       if constexpr (Ce != CrossEntropy::None) sums.logits *= max_l.raise(l.max, kLog2e<Acc>);
       scratch.max_student[k] = max_s.origin();
       scratch.max_teacher[k] = max_t.origin();
@@ -166,7 +165,7 @@ struct Row {
       const bool last = at + count == size;
       const Sums chunk =
           exponentials(s.x, t.x, l.x, count, log2_scale, max_s.origin(), max_t.origin(),
-                       max_l.origin(), offset, at, {student, last ? p.student_stride : at + count},
+                       max_l.origin(), at, {student, last ? p.student_stride : at + count},
                        {teacher, last ? p.teacher_stride : at + count},
                        {static_cast<Storage*>(p.student_grad), n * p.columns + at});
       sums.student += chunk.student;
@@ -180,8 +179,8 @@ struct Row {
       }
     }
 
-    const Acc kl = inverse * (sums.difference / sums.teacher + (offset - (max_t.max - max_s.max))) -
-                   std::log(sums.teacher) + std::log(sums.student);
+    const Acc kl = inverse * (sums.difference / sums.teacher) - std::log(sums.teacher) +
+                   std::log(sums.student);
     const Acc factor =
         p.kl_factor * (p.row_factor ? p.row_factor[n * p.row_factor_stride] : Acc(1));
     Acc loss = factor * kl;
@@ -204,10 +203,10 @@ struct Row {
       Acc unit = p.reduction_factor;
       if (p.grad_scale != nullptr) {
         const Acc largest = by_column ? tables.largest_inverse_temperature : inverse;
-        // |p - q| <= 1 bounds the student's gradient. The teacher's: sum q |log q - log p| is at
-        // most KL + 2 (log x <= x - 1 where the logarithm is negative), so |q (log q - log p - KL)|
-        // is at most 2 KL + 2.
-        const Acc bound = p.teacher_grad != nullptr && kl < kInf<Acc> ? 2 * kl + 2 : Acc(1);
+        // |p - q| <= 1 bounds the student's gradient, |q (log q - log p - KL)| <= KL + 1 the
+        // teacher's. half_scale's margin takes 8 of it, which the student's digits need.
+        const Acc bound =
+            p.teacher_grad != nullptr && kl > 7 && kl < kInf<Acc> ? (kl + 1) / 8 : Acc(1);
         const Acc magnitude = unit * (std::abs(factor) * largest * bound + std::abs(mass));
         p.grad_scale[n] = half_scale(float(magnitude));
         unit /= p.grad_scale[n];
@@ -297,12 +296,12 @@ struct Row {
           stage(p.classes ? student : student + at, count, of_student.at(at), scratch.student).x;
       const Acc* t = stage(teacher + at, count, of_teacher.at(at), scratch.teacher).x;
       const V scale = broadcast(log2_scale), mt = broadcast(max_t);
-      const V difference = broadcast(max_t - max_s), inv = broadcast(inverse);
+      const V ms = broadcast(max_s), inv = broadcast(inverse);
       const V shift = broadcast(log_ratio), outer = broadcast(factor * inverse / zt);
       const V nothing = broadcast(kl - kl);  // 0, or NaN in a row that is NaN
       for (int64_t i = 0; i < count; i += L) {
         const V x = load(t + i), e = exp2((x - mt) * scale);
-        const V log_odds = ((x - load(s + i)) - difference) * inv + shift;
+        const V log_odds = ((x - mt) - (load(s + i) - ms)) * inv + shift;
         store(scratch.out + i, e == V{} ? nothing : outer * e * log_odds);
       }
       const Acc* column_scale = tables.inverse_temperature;

@@ -86,14 +86,10 @@ const char* distillation_cuda(const DistillationParams<float>& params, DType dty
   Device device;
   if (const char* error = prepare(params, where, device)) return error;
   switch (dtype) {
-    case DType::Float32:
-      return run<float>(params, where, device);
-    case DType::Float16:
-      return run<Half>(params, where, device);
-    case DType::BFloat16:
-      return run<BFloat16>(params, where, device);
-    case DType::Float64:
-      break;
+    case DType::Float32: return run<float>(params, where, device);
+    case DType::Float16: return run<Half>(params, where, device);
+    case DType::BFloat16: return run<BFloat16>(params, where, device);
+    case DType::Float64: break;
   }
   return "float64 logits need float64 parameters";
 }

@@ -2,7 +2,8 @@
 //
 //   out[n, c] = gradient[n, c] * (upstream[n or 0] * scale[n])
 //
-// in the arithmetic of Acc. The saved gradient is not touched: backward can run twice. Bytes that must move: the gradient read once, the result written once.
+// in the arithmetic of Acc. The saved gradient is not touched: backward can run twice. Bytes that
+// must move: the gradient read once, the result written once.
 #pragma once
 
 #include "common/dtype.h"

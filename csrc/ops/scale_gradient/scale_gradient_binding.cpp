@@ -38,9 +38,11 @@ Tensor scale_gradient(const Tensor& gradient, const Tensor& upstream, const Tens
     p.rows = n;
     p.columns = c;
     p.gradient = gradient.const_data_ptr();
-    p.upstream = data_or_null<Acc>(std::optional<Tensor>(above), above.numel(), "upstream");
+    p.upstream =
+        data_or_null<Acc>(std::optional<Tensor>(above), above.numel(), "upstream", gradient);
     p.upstream_stride = above.numel() == n && above.dim() > 0 ? 1 : 0;
-    if (scale.numel() > 0) p.scale = data_or_null<Acc>(std::optional<Tensor>(scale), n, "scale");
+    if (scale.numel() > 0)
+      p.scale = data_or_null<Acc>(std::optional<Tensor>(scale), n, "scale", gradient);
     p.out = out.mutable_data_ptr();
 #ifdef LTK_WITH_CUDA
     if (gradient.is_cuda()) {

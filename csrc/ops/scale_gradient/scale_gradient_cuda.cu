@@ -24,14 +24,10 @@ template <>
 const char* scale_gradient_cuda(const ScaleGradientParams<float>& params, DType dtype,
                                 const CudaLaunch& where) {
   switch (dtype) {
-    case DType::Float32:
-      return scale<float>(params, where);
-    case DType::Float16:
-      return scale<Half>(params, where);
-    case DType::BFloat16:
-      return scale<BFloat16>(params, where);
-    case DType::Float64:
-      break;
+    case DType::Float32: return scale<float>(params, where);
+    case DType::Float16: return scale<Half>(params, where);
+    case DType::BFloat16: return scale<BFloat16>(params, where);
+    case DType::Float64: break;
   }
   return "float64 gradients need float64 parameters";
 }

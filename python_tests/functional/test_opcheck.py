@@ -1,0 +1,237 @@
+"""torch.library.opcheck on every native op, and what the ops do when they are called directly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+
+from ltkernels import _ops
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+TESTS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+N, C, S = 3, 37, 5
+Overrides = dict[str, Any]
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=random, dtype=torch.float64).to(dtype)
+
+
+def acc(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def distillation(dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Any, ...]:
+    arguments: dict[str, Any] = {
+        "student": draw(N, C, dtype=dtype),
+        "teacher": draw(N, C, seed=1, dtype=dtype),
+        "classes": None,
+        "temperature": 2.0,
+        "row_temperature": None,
+        "column_temperature": None,
+        "class_weight": None,
+        "kl_factor": 4.0,
+        "row_factor": None,
+        "target": None,
+        "target_b": None,
+        "lam": 1.0,
+        "row_lam": None,
+        "soft_target": None,
+        "reduction": 1,
+        "student_gradient": True,
+        "teacher_gradient": True,
+    }
+    assert changes.keys() <= arguments.keys()
+    return tuple({**arguments, **changes}.values())
+
+
+def adjusted(dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Any, ...]:
+    arguments: dict[str, Any] = {
+        "logits": draw(N, C, dtype=dtype),
+        "target": torch.tensor([0, 36, -100]),
+        "scale": 1.0,
+        "margin": None,
+        "bias": None,
+        "class_weight": None,
+        "label_smoothing": 0.0,
+        "focal_gamma": 0.0,
+        "ignore_index": -100,
+        "reduction": 1,
+        "gradient": True,
+    }
+    assert changes.keys() <= arguments.keys()
+    return tuple({**arguments, **changes}.values())
+
+
+def distillation_variants(dtype: torch.dtype) -> dict[str, Overrides]:
+    a, hard = acc(dtype), torch.tensor([0, 36, 7])
+    return {
+        "kd": {},
+        "forward": {"student_gradient": False, "teacher_gradient": False},
+        "teacher only": {"student_gradient": False},
+        "subset": {
+            "classes": torch.tensor([4, 0, 36, 7, 1]),
+            "teacher": draw(N, S, dtype=dtype),
+            "column_temperature": torch.rand(S, dtype=a) + 1,
+            "row_factor": torch.rand(1, dtype=a),
+            "reduction": 0,
+        },
+        "rows": {
+            "row_temperature": torch.rand(N, dtype=a) + 1,
+            "row_factor": torch.rand(N, dtype=a),
+            "reduction": 2,
+        },
+        "hard": {"target": hard, "class_weight": torch.rand(C, dtype=a), "teacher_gradient": False},
+        "mixup": {"target": hard, "target_b": hard.flip(0), "row_lam": torch.rand(N, dtype=a)},
+        "soft": {"soft_target": torch.rand(N, C, dtype=a), "teacher_gradient": False},
+        "strided": {
+            "student": draw(C, N, dtype=dtype).t(),
+            "teacher": draw(1, C, dtype=dtype).expand(N, C),
+        },
+        "no rows": {
+            "student": draw(0, C, dtype=dtype),
+            "teacher": draw(0, C, dtype=dtype),
+            "reduction": 2,
+        },
+    }
+
+
+def adjusted_variants(dtype: torch.dtype) -> dict[str, Overrides]:
+    a = acc(dtype)
+    vectors = {
+        name: torch.rand(C, generator=torch.Generator().manual_seed(i), dtype=a)
+        for i, name in enumerate(("margin", "bias", "class_weight"))
+    }
+    return {
+        "plain": {},
+        "forward": {"gradient": False, "reduction": 2},
+        "all": {
+            "scale": 30.0,
+            "label_smoothing": 0.1,
+            "focal_gamma": 2.0,
+            "reduction": 0,
+            **vectors,
+        },
+        "strided": {"logits": draw(C, N, dtype=dtype).t()},
+        "no rows": {
+            "logits": draw(0, C, dtype=dtype),
+            "target": torch.zeros(0, dtype=torch.int64),
+            "reduction": 2,
+        },
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", distillation_variants(torch.float32))
+def test_distillation(variant: str, dtype: torch.dtype) -> None:
+    changes = distillation_variants(dtype)[variant]
+    opcheck(_ops.distillation, distillation(dtype, **changes), test_utils=TESTS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", adjusted_variants(torch.float32))
+def test_adjusted_cross_entropy(variant: str, dtype: torch.dtype) -> None:
+    changes = adjusted_variants(dtype)[variant]
+    opcheck(_ops.adjusted_cross_entropy, adjusted(dtype, **changes), test_utils=TESTS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scale_gradient(dtype: torch.dtype) -> None:
+    a = acc(dtype)
+    for upstream in (
+        torch.tensor(3.0, dtype=a),
+        torch.rand(N, dtype=a),
+        torch.ones((), dtype=a).expand(N),
+    ):
+        for scale in (torch.zeros(0), torch.rand(N, dtype=a)):
+            arguments = (draw(N, C, dtype=dtype), upstream, scale)
+            opcheck(_ops.scale_gradient, arguments, test_utils=TESTS)
+            factor = upstream.reshape(-1, 1) * (scale.reshape(-1, 1) if scale.numel() else 1)
+            expected = (arguments[0].to(a) * factor).to(dtype)
+            torch.testing.assert_close(_ops.scale_gradient(*arguments), expected)
+
+
+# --- wrong tensors --------------------------------------------------------------------------------
+
+LONG, DOUBLE = torch.zeros(N, dtype=torch.int64), torch.rand(C).double()
+WRONG_DISTILLATION: dict[str, Overrides] = {
+    "student dtype": {"student": torch.zeros(N, C, dtype=torch.int64)},
+    "student complex": {"student": torch.zeros(N, C, dtype=torch.complex64)},
+    "student dim": {"student": torch.zeros(C)},
+    "student 3d": {"student": torch.zeros(N, C, 1), "teacher": torch.zeros(N, C, 1)},
+    "teacher dtype": {"teacher": torch.zeros(N, C).half()},
+    "teacher rows": {"teacher": torch.zeros(N + 1, C)},
+    "teacher columns": {"teacher": torch.zeros(N, C - 1)},
+    "more classes than columns": {
+        "teacher": torch.zeros(N, C + 1),
+        "classes": torch.zeros(C + 1, dtype=torch.int64),
+    },
+    "classes size": {"classes": torch.arange(C - 1)},
+    "classes dtype": {"classes": torch.arange(C, dtype=torch.int32)},
+    "classes strided": {"classes": torch.arange(2 * C)[::2]},
+    "row temperature": {"row_temperature": torch.ones(N + 1)},
+    "row temperature dtype": {"row_temperature": torch.ones(N).double()},
+    "column temperature": {"column_temperature": torch.ones(C - 1)},
+    "class weight": {"class_weight": torch.ones(1)},
+    "class weight dtype": {"class_weight": DOUBLE},
+    "row factor": {"row_factor": torch.ones(2)},
+    "row factor dtype": {"row_factor": torch.ones(N).half()},
+    "target size": {"target": LONG[:-1]},
+    "target dtype": {"target": LONG.int()},
+    "target strided": {"target": torch.zeros(2 * N, dtype=torch.int64)[::2]},
+    "target_b size": {"target": LONG, "target_b": LONG[:1]},
+    "row lam": {"target": LONG, "target_b": LONG, "row_lam": torch.ones(C)},
+    "soft target": {"soft_target": torch.rand(N, C + 1)},
+    "soft target strided": {"soft_target": torch.rand(C, N).t()},
+    "soft target dtype": {"soft_target": torch.rand(N, C).half()},
+    "subset with target": {"classes": torch.arange(C), "target": LONG},
+    "subset with soft target": {"classes": torch.arange(C), "soft_target": torch.rand(N, C)},
+}
+WRONG_ADJUSTED: dict[str, Overrides] = {
+    "logits dtype": {"logits": torch.zeros(N, C, dtype=torch.int64)},
+    "logits dim": {"logits": torch.zeros(C)},
+    "target size": {"target": LONG[:-1]},
+    "target long": {"target": torch.zeros(N + 1, dtype=torch.int64)},
+    "target dtype": {"target": LONG.int()},
+    "target float": {"target": torch.zeros(N)},
+    "margin": {"margin": torch.ones(C + 1)},
+    "margin dtype": {"margin": DOUBLE},
+    "bias": {"bias": torch.ones(1)},
+    "bias strided": {"bias": torch.ones(2 * C)[::2]},
+    "class weight": {"class_weight": torch.ones(C - 1)},
+}
+
+
+@pytest.mark.parametrize("what", WRONG_DISTILLATION)
+def test_wrong_distillation_arguments(what: str) -> None:
+    with pytest.raises(RuntimeError):
+        _ops.distillation(*distillation(**WRONG_DISTILLATION[what]))
+
+
+@pytest.mark.parametrize("what", WRONG_ADJUSTED)
+def test_wrong_adjusted_cross_entropy_arguments(what: str) -> None:
+    with pytest.raises(RuntimeError):
+        _ops.adjusted_cross_entropy(*adjusted(**WRONG_ADJUSTED[what]))
+
+
+WRONG_SCALE_GRADIENT = {
+    "gradient strided": (draw(C, N).t(), torch.ones(()), torch.zeros(0)),
+    "gradient dim": (draw(C), torch.ones(()), torch.zeros(0)),
+    "gradient dtype": (LONG.expand(2, N).contiguous(), torch.ones(()), torch.zeros(0)),
+    "upstream size": (draw(N, C), torch.ones(N + 1), torch.zeros(0)),
+    "upstream empty": (draw(N, C), torch.ones(0), torch.zeros(0)),
+    "upstream dtype": (draw(N, C), torch.ones(()).double(), torch.zeros(0)),
+    "scale size": (draw(N, C), torch.ones(()), torch.ones(N - 1)),
+    "scale dtype": (draw(N, C), torch.ones(()), torch.ones(N).half()),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_SCALE_GRADIENT)
+def test_wrong_scale_gradient_arguments(what: str) -> None:
+    with pytest.raises(RuntimeError):
+        _ops.scale_gradient(*WRONG_SCALE_GRADIENT[what])
