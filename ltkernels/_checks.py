@@ -33,6 +33,7 @@ def can_read_values(tensor: Tensor) -> bool:
         and type(tensor) in (Tensor, torch.nn.Parameter)  # not a fake or distributed tensor
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0  # no tracing mode
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # is_grads_batched
     )
 
 
@@ -333,3 +334,232 @@ def adjusted_cross_entropy(
     if not 0 <= number(op, "focal_gamma", focal_gamma) < math.inf:
         raise ValueError(f"`{op}`: expected `focal_gamma` to be finite, >= 0, got {focal_gamma}")
     reduction(op, reduction_)
+
+
+# --- several experts -----------------------------------------------------------------------------
+
+Experts: TypeAlias = Sequence[Tensor] | Tensor
+ExpertReduction: TypeAlias = Literal["sum", "mean"]
+Direction: TypeAlias = Literal["as_printed", "teacher_first"]
+
+
+def expert_logits(
+    op: str, name: str, value: object, symbols: tuple[str, str] = ("N", "C")
+) -> tuple[Tensor, ...]:
+    """The logits of K >= 1 experts, `[N, C]` each, of one shape, dtype and device.
+
+    Taken from a sequence of K tensors, or as views of one tensor `[K, N, C]`; nothing is copied.
+    """
+    each = ", ".join(symbols)
+    wanted = f"[K, {each}] or a sequence of K >= 1 tensors [{each}]"
+    if isinstance(value, Tensor):
+        if value.dim() != 3 or value.shape[0] == 0:
+            raise ValueError(f"`{op}`: expected `{name}` to be {wanted}, got {_shape(value)}")
+        experts = value.unbind()
+        logits(op, f"{name}[0]", experts[0])
+        return experts
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"`{op}`: expected `{name}` to be {wanted}, got {type(value).__name__}")
+    if len(value) == 0:
+        raise ValueError(f"`{op}`: expected `{name}` to be {wanted}, got none")
+    first = logits(op, f"{name}[0]", value[0])
+    for k in range(1, len(value)):
+        x = logits(op, f"{name}[{k}]", value[k], like=first)
+        if x.shape != first.shape:
+            raise _fail_shape(op, f"{name}[{k}]", f"[{each}]", first.shape, x)
+        if x.dtype != first.dtype:
+            raise TypeError(
+                f"`{op}`: expected `{name}[{k}]` to be {first.dtype} like `{name}[0]`, "
+                f"got {x.dtype}"
+            )
+    return tuple(value)
+
+
+def one_of(op: str, name: str, value: object, *choices: str) -> None:
+    """One of the strings `choices`."""
+    if value not in choices:
+        wanted = " or ".join(map(repr, choices))
+        raise ValueError(f"`{op}`: expected `{name}` to be {wanted}, got {value!r}")
+
+
+def embedding(op: str, name: str, value: object, like: Tensor | None = None) -> Tensor:
+    """Features `[N, D]` with D >= 1, of a floating dtype, on the device of `like`."""
+    x = tensor(op, name, value)
+    if x.dtype not in LOGIT_DTYPES:
+        raise TypeError(
+            f"`{op}`: expected `{name}` to be float16, bfloat16, float32 or float64, got {x.dtype}"
+        )
+    if x.dim() != 2 or x.shape[1] == 0:
+        raise ValueError(
+            f"`{op}`: expected `{name}` to be [N, D] with at least one channel, got {_shape(x)}"
+        )
+    if like is not None:
+        same_device(op, name, x, like)
+    return x
+
+
+def _weight_matrix(
+    op: str, name: str, value: object, symbols: str, sizes: tuple[int, int], like: Tensor
+) -> None:
+    x = tensor(op, name, value)
+    if x.dtype not in LOGIT_DTYPES:
+        raise TypeError(f"`{op}`: expected `{name}` to be a floating tensor, got {x.dtype}")
+    if tuple(x.shape) != sizes:
+        raise _fail_shape(op, name, symbols, sizes, x)
+    same_device(op, name, x, like)
+
+
+def ride_loss(
+    expert_logits_: object,
+    target: object,
+    margin: object,
+    class_weight: object,
+    temperature_: object,
+    diversity_factor: object,
+    expert_reduction: object,
+    reduction_: object,
+) -> tuple[tuple[Tensor, ...], TemperatureKind]:
+    """Check the arguments of `ride_loss`; returns the experts and the kind of temperature."""
+    op = "ride_loss"
+    experts = expert_logits(op, "expert_logits", expert_logits_)
+    rows, classes = experts[0].shape
+    class_target(op, "target", target, experts[0])
+    if margin is not None:
+        vector(op, "margin", margin, "C", classes, experts[0])
+    if class_weight is not None:
+        vector(op, "class_weight", class_weight, "C", classes, experts[0], non_negative=True)
+    number(op, "diversity_factor", diversity_factor)
+    one_of(op, "expert_reduction", expert_reduction, "sum", "mean")
+    reduction(op, reduction_)
+    return experts, temperature(op, temperature_, rows, classes, experts[0])
+
+
+def diversity_loss(
+    expert_logits_: object,
+    temperature_: object,
+    t2: object,
+    expert_reduction: object,
+    reduction_: object,
+) -> tuple[tuple[Tensor, ...], TemperatureKind]:
+    """Check the arguments of `diversity_loss`; returns the experts and the kind of temperature."""
+    op = "diversity_loss"
+    experts = expert_logits(op, "expert_logits", expert_logits_)
+    rows, classes = experts[0].shape
+    if not isinstance(t2, (bool, int, float)):
+        raise TypeError(f"`{op}`: expected `t2` to be a bool or a number, got {type(t2).__name__}")
+    one_of(op, "expert_reduction", expert_reduction, "sum", "mean")
+    reduction(op, reduction_)
+    return experts, temperature(op, temperature_, rows, classes, experts[0])
+
+
+def collaborative_kd_loss(
+    expert_logits_: object,
+    temperature_: object,
+    sample_weight: object,
+    direction: object,
+    reduction_: object,
+) -> tuple[tuple[Tensor, ...], TemperatureKind]:
+    """Check the arguments of `collaborative_kd_loss`; returns as `diversity_loss`."""
+    op = "collaborative_kd_loss"
+    experts = expert_logits(op, "expert_logits", expert_logits_)
+    rows, classes = experts[0].shape
+    if sample_weight is not None:
+        sizes = (len(experts), rows)
+        _weight_matrix(op, "sample_weight", sample_weight, "[K, N]", sizes, experts[0])
+    one_of(op, "direction", direction, "as_printed", "teacher_first")
+    reduction(op, reduction_)
+    return experts, temperature(op, temperature_, rows, classes, experts[0])
+
+
+def knowledge_balance_weight(
+    ref_logits: object, cls_logits: object, target: object, eps: object
+) -> None:
+    """Check the arguments of `knowledge_balance_weight`."""
+    op = "knowledge_balance_weight"
+    ref = logits(op, "ref_logits", ref_logits)
+    cls = logits(op, "cls_logits", cls_logits, like=ref)
+    if cls.shape != ref.shape:
+        raise _fail_shape(op, "cls_logits", "[N, C]", ref.shape, cls)
+    class_target(op, "target", target, ref)
+    positive(op, "eps", eps)
+
+
+def topz_gate(
+    logits_: object,
+    feature: object,
+    w1: object,
+    b1: object,
+    w2: object,
+    b2: object,
+    z: object,
+) -> None:
+    """Check the arguments of `topz_gate`."""
+    op = "topz_gate"
+    x = logits(op, "logits", logits_)
+    rows, classes = x.shape
+    v = embedding(op, "feature", feature, like=x)
+    if v.shape[0] != rows:
+        raise _fail_shape(op, "feature", "[N, D]", [rows, v.shape[1]], v)
+    if isinstance(z, bool) or not isinstance(z, int):
+        raise TypeError(f"`{op}`: expected `z` to be an int, got {type(z).__name__}")
+    if not 1 <= z <= classes:
+        raise ValueError(f"`{op}`: expected `z` in 1..C = 1..{classes}, got {z}")
+    first = tensor(op, "w1", w1)
+    hidden = first.shape[0] if first.dim() == 2 else 1
+    _weight_matrix(op, "w1", first, "[h, D]", (hidden, v.shape[1]), x)
+    vector(op, "b1", b1, "h", hidden, x)
+    _weight_matrix(op, "w2", w2, "[1, z + h]", (1, z + hidden), x)
+    vector(op, "b2", b2, "1", 1, x)
+
+
+def routing_loss(gate: object, needs_help: object, pos_weight: object, reduction_: object) -> None:
+    """Check the arguments of `routing_loss`."""
+    op = "routing_loss"
+    x = tensor(op, "gate", gate)
+    if x.dtype not in LOGIT_DTYPES:
+        raise TypeError(
+            f"`{op}`: expected `gate` to be float16, bfloat16, float32 or float64, got {x.dtype}"
+        )
+    y = tensor(op, "needs_help", needs_help)
+    if y.dtype != torch.bool and not y.is_floating_point():
+        raise TypeError(f"`{op}`: expected `needs_help` to be bool or floating, got {y.dtype}")
+    if y.shape != x.shape:
+        raise ValueError(
+            f"`{op}`: expected `needs_help` to have the shape of `gate`, {_shape(x)}, "
+            f"got {_shape(y)}"
+        )
+    same_device(op, "needs_help", y, x)
+    positive(op, "pos_weight", pos_weight)
+    reduction(op, reduction_)
+
+
+def routing_target(expert_logits_: object, target: object) -> tuple[Tensor, ...]:
+    """Check the arguments of `routing_target`; returns the experts."""
+    op = "routing_target"
+    experts = expert_logits(op, "expert_logits", expert_logits_)
+    class_target(op, "target", target, experts[0])
+    return experts
+
+
+def info_nce(
+    query: object, key: object, queue: object, temperature_: object, reduction_: object
+) -> TemperatureKind:
+    """Check the arguments of `info_nce`; returns the kind of its temperature."""
+    op = "info_nce"
+    q = embedding(op, "query", query)
+    rows, width = q.shape
+    k = embedding(op, "key", key, like=q)
+    if k.shape != q.shape:
+        raise _fail_shape(op, "key", "[N, D]", [rows, width], k)
+    negatives = embedding(op, "queue", queue, like=q)
+    if negatives.shape[1] != width:
+        raise _fail_shape(op, "queue", "[Q, D]", [negatives.shape[0], width], negatives)
+    reduction(op, reduction_)
+    # One a column of similarities would have no meaning.
+    kinds: tuple[list[int], ...] = ([], [1], [1, 1], [rows, 1])
+    if isinstance(temperature_, Tensor) and list(temperature_.shape) not in kinds:
+        raise ValueError(
+            f"`{op}`: expected `temperature` to be a number or [N, 1] = [{rows}, 1], "
+            f"got {_shape(temperature_)}"
+        )
+    return temperature(op, temperature_, rows, 1 + negatives.shape[0], q)

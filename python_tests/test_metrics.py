@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_vectors import load_case
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from golden_vectors import load_case
 from ltkernels import metrics
 
 EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_vectors import cases, load_case
 from hypothesis import given
 from hypothesis import strategies as st
 
+from golden_vectors import cases, load_case
 from ltkernels import schedules
 
 EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}

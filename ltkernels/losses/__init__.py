@@ -13,13 +13,22 @@ from .adjusted_cross_entropy import (
     LogitAdjustedLoss,
 )
 from .distillation import BKDLoss, KDLoss
+from .ecl import ECLLoss
+from .lfme import LFMELoss
+from .ncl import NCLLoss
+from .ride import RIDEDistillLoss, RIDELoss
 
 __all__ = [
     "BKDLoss",
     "BalancedSoftmaxLoss",
     "ClassBalancedLoss",
+    "ECLLoss",
     "FocalLoss",
     "KDLoss",
     "LDAMLoss",
+    "LFMELoss",
     "LogitAdjustedLoss",
+    "NCLLoss",
+    "RIDEDistillLoss",
+    "RIDELoss",
 ]

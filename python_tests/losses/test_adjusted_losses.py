@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from golden_vectors import Case, cases, load_case
 from torch import Tensor, nn
 from torch.nn import functional as torch_f
 
+from golden_vectors import Case, cases, load_case
 from ltkernels.losses import (
     BalancedSoftmaxLoss,
     ClassBalancedLoss,

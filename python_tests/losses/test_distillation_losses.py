@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from golden_vectors import cases, load_case
 from torch import Tensor
 from torch.nn import functional as torch_f
 
+from golden_vectors import cases, load_case
 from ltkernels import functional
 from ltkernels.losses import BKDLoss, KDLoss
 from ltkernels.schedules import effective_number_weight, inverse_frequency_weight

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from golden_vectors import cases, load_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as torch_f
 
+from golden_vectors import cases, load_case
 from ltkernels.reference import adjusted_cross_entropy
 
 EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}
