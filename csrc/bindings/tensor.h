@@ -80,20 +80,24 @@ inline void check_indices(const int64_t* index, int64_t count, int64_t size, con
   STD_TORCH_CHECK(inside, "expected `", name, "` in 0..", size - 1);
 }
 
-template <size_t D>
-Tensor empty(const int64_t (&sizes)[D], ScalarType dtype, const Tensor& like) {
-  int64_t strides[D];
-  for (size_t d = D, step = 1; d-- > 0; step *= std::max<int64_t>(sizes[d], 1)) strides[d] = step;
+inline Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t dim, ScalarType dtype,
+                    const Tensor& like) {
   const auto device = like.device();
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      D, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())),
       device.index(), &handle));
   return Tensor(handle);
 }
+template <size_t D>
+Tensor empty(const int64_t (&sizes)[D], ScalarType dtype, const Tensor& like) {
+  int64_t strides[D];
+  for (size_t d = D, step = 1; d-- > 0; step *= std::max<int64_t>(sizes[d], 1)) strides[d] = step;
+  return empty(sizes, strides, D, dtype, like);
+}
 inline Tensor empty_scalar(ScalarType dtype, const Tensor& like) {
-  return torch::stable::select(empty({1}, dtype, like), 0, 0);
+  return empty(nullptr, nullptr, 0, dtype, like);
 }
 // What an op returns for an output that was not asked for.
 inline Tensor no_tensor(const Tensor& like) { return empty({0}, ScalarType::Float, like); }

@@ -53,8 +53,7 @@ def adjusted_cross_entropy(
             reduction=reduction,
         )
     gradient = torch.is_grad_enabled() and logits.requires_grad
-    args = (
-        logits,
+    rest = (
         target.contiguous(),
         scale,
         None if margin is None else constant(margin, logits),
@@ -67,9 +66,9 @@ def adjusted_cross_entropy(
         gradient,
     )
     if gradient:
-        loss = _AdjustedCrossEntropy.apply(*args)  # type: ignore[no-untyped-call]
+        loss = _AdjustedCrossEntropy.apply(logits, rest)  # type: ignore[no-untyped-call]
     else:
-        loss = _ops.adjusted_cross_entropy(*args)[0]
+        loss = _ops.adjusted_cross_entropy(logits, *rest)[0]
     assert isinstance(loss, Tensor)
     return loss
 
@@ -81,8 +80,9 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
     """The loss, with its gradient computed on the way."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, *args: Any) -> Tensor:
-        loss, grad, scale = _ops.adjusted_cross_entropy(*args)
+    def forward(ctx: FunctionCtx, logits: Tensor, rest: tuple[Any, ...]) -> Tensor:
+        # The constants come as one tuple: autograd looks at every argument of its own.
+        loss, grad, scale = _ops.adjusted_cross_entropy(logits, *rest)
         ctx.save_for_backward(grad, scale, loss)
         assert isinstance(loss, Tensor)
         return loss
@@ -90,4 +90,4 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         grad, scale, loss = ctx.saved_tensors
-        return (scaled("adjusted_cross_entropy", loss, grad, upstream[0], scale), *[None] * 10)
+        return scaled("adjusted_cross_entropy", loss, grad, upstream[0], scale), None

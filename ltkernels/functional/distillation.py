@@ -162,7 +162,7 @@ def _distillation(
     of_student = gradients and student.requires_grad
     of_teacher = gradients and teacher.requires_grad
     if of_student or of_teacher:
-        loss = _Distillation.apply(op, student, teacher, *rest, of_student, of_teacher)  # type: ignore[no-untyped-call]
+        loss = _Distillation.apply(op, student, teacher, (*rest, of_student, of_teacher))  # type: ignore[no-untyped-call]
     else:
         loss = _ops.distillation(student, teacher, *rest, False, False)[0]
     assert isinstance(loss, Tensor)
@@ -173,10 +173,13 @@ class _Distillation(torch.autograd.Function):
     """The loss, with both gradients computed on the way."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, op: str, *args: Any) -> Tensor:
-        loss, student_grad, teacher_grad, scale = _ops.distillation(*args)
+    def forward(
+        ctx: FunctionCtx, op: str, student: Tensor, teacher: Tensor, rest: tuple[Any, ...]
+    ) -> Tensor:
+        # The constants come as one tuple: autograd looks at every argument of its own.
+        loss, student_grad, teacher_grad, scale = _ops.distillation(student, teacher, *rest)
         ctx.op = op  # type: ignore[attr-defined]
-        ctx.wanted = args[-2:]  # type: ignore[attr-defined]
+        ctx.wanted = rest[-2:]  # type: ignore[attr-defined]
         ctx.save_for_backward(student_grad, teacher_grad, scale, loss)
         assert isinstance(loss, Tensor)
         return loss
@@ -189,5 +192,5 @@ class _Distillation(torch.autograd.Function):
             None,
             scaled(ctx.op, loss, student_grad, upstream[0], scale) if of_student else None,
             scaled(ctx.op, loss, teacher_grad, upstream[0], scale) if of_teacher else None,
-            *[None] * 16,
+            None,
         )
