@@ -1,0 +1,9 @@
+# Sourced by the other scripts from the repository's root: a virtual environment .venv with torch.
+# LTKERNELS_TORCH chooses another torch, PYTHON another interpreter (3.10 or newer).
+if [ ! -x .venv/bin/python ]; then
+  "${PYTHON:-python3}" -m venv .venv
+fi
+# pip replaces an installed torch only if the requirement says so; nothing is fetched twice.
+if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${LTKERNELS_TORCH:-torch==2.13.0}"
+fi
