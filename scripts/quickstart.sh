@@ -5,7 +5,5 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 .venv/bin/python -m pip install --quiet --disable-pip-version-check '.[plots,progress]'
-# In the repository's root Python would import the sources instead of what was installed.
-mkdir -p runs
-cd runs
-exec ../.venv/bin/python -m ltkernels.train "$@"
+# The script, not `python -m`: in the repository's root that would import the sources.
+exec .venv/bin/ltkernels-train "$@"

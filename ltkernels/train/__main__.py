@@ -23,6 +23,11 @@ def _limit_spinning() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """The command line, in a process of its own."""
     _limit_spinning()
-    sys.exit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(run())

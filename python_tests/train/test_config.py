@@ -30,8 +30,8 @@ def test_contract_keys_exist():
 def test_later_sources_win():
     assert resolve({"dataset": "cifar10-lt"}).epochs == 200
     assert resolve({"dataset": "glyph-lt"}).epochs == 30
-    assert resolve({"dataset": "glyph-lt", "recipe": "quick"}).epochs == 20
-    assert resolve({"recipe": "quick", "epochs": 7}).epochs == 7
+    assert resolve({"dataset": "fashion-mnist-lt", "recipe": "quick"}).epochs == 8
+    assert resolve({"dataset": "digits-lt", "recipe": "quick", "epochs": 7}).epochs == 7
     assert resolve({"epochs": 7}, {"epochs": 8}).epochs == 8
 
 
@@ -111,7 +111,10 @@ def test_wrong_assignments_name_what_is_expected(text, message):
     ("table", "message"),
     [
         ({"method": "bdk"}, "did you mean bkd"),
-        ({"recipe": "offical"}, "glyph-lt has no recipe 'offical'; it has default, quick"),
+        (
+            {"dataset": "digits-lt", "recipe": "offical"},
+            "digits-lt has no recipe 'offical'; it has default, quick",
+        ),
         ({"epochs": 0}, "`epochs`: expected at least 1, got 0"),
         ({"epochs": True}, "`epochs`: expected an integer, got True"),
         ({"lr": "0.1"}, "`lr`: expected number, got '0.1'"),
