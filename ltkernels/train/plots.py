@@ -147,11 +147,13 @@ def _reliability(logits: Tensor, labels: Tensor) -> Figure:
 
 
 def _curves(history: Sequence[dict[str, Any]]) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure()
     position = range(1, len(history) + 1)
     axes.plot(position, [row["loss"] for row in history], color="grey", label="training loss")
     axes.set(xlabel="epoch", ylabel="training loss")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     twin = axes.twinx()
     twin.spines["top"].set_visible(False)
