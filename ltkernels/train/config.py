@@ -319,7 +319,7 @@ def parse_toml(path: Path) -> dict[str, Any]:
 
 def _recipe_file(dataset: str) -> Table:
     name = dataset.replace("-", "_")
-    resource = resources.files("ltkernels.train").joinpath("recipes", f"{name}.toml")
+    resource = resources.files("ltkernels.train") / "recipes" / f"{name}.toml"
     return tomllib.loads(resource.read_text(encoding="utf-8")) if resource.is_file() else {}
 
 
