@@ -15,16 +15,17 @@ import sys
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-# nvcc 13 dropped everything older than Turing; the last entry also brings PTX for newer GPUs.
-DEFAULT_CUDA_ARCHITECTURES = "75-real;80-real;86-real;90-real;100-real;120"
+# Built where neither TORCH_CUDA_ARCH_LIST nor a GPU says what is wanted, as far as nvcc knows them.
+DEFAULT_CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 
 
-def stop(sentence: str) -> None:
+def stop(sentence: str) -> NoReturn:
     sys.exit(f"ltkernels: {sentence}")
 
 
@@ -46,7 +47,7 @@ def find_torch() -> tuple[Path, str, str | None]:
 
 
 def find_nvcc() -> str | None:
-    candidates = [os.environ.get("CUDACXX"), shutil.which("nvcc")]
+    candidates = [shutil.which(os.environ.get("CUDACXX", "nvcc"))]
     for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
         if home:
             candidates.append(str(Path(home) / "bin" / "nvcc"))
@@ -69,21 +70,27 @@ def wants_cuda(torch_cuda: str | None, nvcc: str | None) -> bool:
     return torch_cuda is not None and nvcc is not None
 
 
-def cuda_architectures() -> str:
+def cuda_architectures(nvcc: str) -> str:
     """CMake's list from TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX"), the visible GPUs, or the default."""
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";").strip(";")
-    if not listed:
-        listed = ";".join(sorted(set(visible_gpus())))
-    if not listed:
-        return DEFAULT_CUDA_ARCHITECTURES
-    result = []
-    for entry in filter(None, listed.split(";")):
-        match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", entry)
-        if match is None:
-            stop(f"TORCH_CUDA_ARCH_LIST: expected entries like 8.0 or 9.0+PTX, got {entry!r}")
-        name = match[1] + match[2] + match[3]
-        result.append(name if match[4] else f"{name}-real")
-    return ";".join(result)
+    if listed:
+        return ";".join(_cmake_architecture(entry) for entry in listed.split(";") if entry)
+    answer = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    known = {f"{n[:-1]}.{n[-1]}" for n in re.findall(r"^compute_(\d+)$", answer.stdout, re.M)}
+    # A GPU that nvcc does not know runs the PTX of the newest one it knows.
+    seen = [gpu for gpu in sorted(set(visible_gpus())) if gpu in known]
+    if seen:
+        return ";".join(_cmake_architecture(entry) for entry in seen)
+    *older, newest = [entry for entry in DEFAULT_CUDA_ARCHITECTURES if entry in known]
+    return ";".join(_cmake_architecture(entry) for entry in (*older, f"{newest}+PTX"))
+
+
+def _cmake_architecture(entry: str) -> str:
+    match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", entry)
+    if match is None:
+        stop(f"TORCH_CUDA_ARCH_LIST: expected entries like 8.0 or 9.0+PTX, got {entry!r}")
+    name = match[1] + match[2] + match[3]
+    return name if match[4] else f"{name}-real"
 
 
 def visible_gpus() -> list[str]:
@@ -94,17 +101,28 @@ def visible_gpus() -> list[str]:
     return re.findall(r"^\d+\.\d+$", answer.stdout, re.M) if answer.returncode == 0 else []
 
 
+def check_tools() -> None:
+    """Everything the build starts or includes, each missing one with what to run."""
+    for tool in ("cmake", "ninja"):
+        if shutil.which(tool) is None:
+            stop(f"{tool} is needed to build; run: pip install {tool}")
+    if find_spec("pybind11") is None:
+        stop("pybind11 is needed to build; run: pip install pybind11")
+    compiler = os.environ.get("CXX")
+    if compiler and shutil.which(compiler.split()[0]) is None:
+        stop(f"the compiler that CXX names, {compiler!r}, was not found; install it or unset CXX")
+    if not compiler and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        stop("a C++17 compiler is needed to build; on Debian run: apt-get install g++")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        stop("Python's headers are needed to build; on Debian run: apt-get install python3-dev")
+
+
 class CMakeBuild(build_ext):
     """Configures and builds the module, then puts it where setuptools wants it."""
 
     def run(self) -> None:
         torch_folder, torch_version, torch_cuda = find_torch()
-        for tool in ("cmake", "ninja"):
-            if shutil.which(tool) is None:
-                stop(f"{tool} is needed to build; run: pip install {tool}")
-        compiler = os.environ.get("CXX", "c++").split()[0]
-        if shutil.which(compiler) is None and shutil.which("g++") is None:
-            stop("a C++17 compiler is needed to build; on Debian run: apt-get install g++")
+        check_tools()
         import pybind11
 
         nvcc = find_nvcc()
@@ -115,6 +133,8 @@ class CMakeBuild(build_ext):
         version = re.search(r'"(\d[^"]*)"', (ROOT / "ltkernels/_version.py").read_text())
         options = {
             "CMAKE_BUILD_TYPE": "Release",
+            # Named, as an earlier build's ninja may have been pip's and gone with its environment.
+            "CMAKE_MAKE_PROGRAM": shutil.which("ninja"),
             "LTKERNELS_VERSION": version[1] if version else "",
             "LTKERNELS_TORCH": torch_folder,
             "LTKERNELS_TORCH_VERSION": torch_version,
@@ -125,8 +145,10 @@ class CMakeBuild(build_ext):
         }
         if cuda:
             options["CMAKE_CUDA_COMPILER"] = nvcc
-            options["CMAKE_CUDA_ARCHITECTURES"] = cuda_architectures()
+            options["CMAKE_CUDA_ARCHITECTURES"] = cuda_architectures(nvcc)
         settings = [f"-D{name}={value}" for name, value in options.items()]
+        # Compilers are looked for anew; what they made is kept where their commands did not change.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
         subprocess.check_call(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *settings])
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         subprocess.check_call(["cmake", "--build", build, "--target", "_C", "--parallel", jobs])

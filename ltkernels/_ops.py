@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,13 @@ if _found < _OLDEST_TORCH:
 try:
     from . import _C
 except ImportError as error:
+    _root = Path(__file__).resolve().parents[1]
+    if (_root / "CMakeLists.txt").exists() and not list(Path(__file__).parent.glob("_C.*.so")):
+        raise ImportError(
+            f"this is the source folder {_root}, where nothing is built: start Python in another "
+            "folder to import the installed ltkernels (for the trainer, use the ltkernels-train "
+            "command), or build in place with: pip install -e ."
+        ) from error
     raise ImportError(
         f"ltkernels' native module cannot be loaded beside torch {torch.__version__} ({error}); "
         "build it for this Python and torch with: pip install --force-reinstall --no-deps ."

@@ -10,7 +10,7 @@ export PATH
 step() { printf '\n== %s\n' "$*"; }
 
 step build
-if command -v nvcc >/dev/null; then
+if command -v nvcc >/dev/null || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
   LTKERNELS_CUDA=1
   TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-8.0}"
   export LTKERNELS_CUDA TORCH_CUDA_ARCH_LIST
@@ -21,12 +21,13 @@ python -c 'import ltkernels; print(ltkernels.info())'
 step lint
 ruff check .
 ruff format --check .
-git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs clang-format --dry-run --Werror
+find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format --dry-run --Werror
 
 step types
 mypy
 
 step 'C++ tests'
+mkdir -p build
 cmake -S . -B build/tests -G Ninja -DLTKERNELS_TESTS=ON -DCMAKE_BUILD_TYPE=Release >build/tests.log
 cmake --build build/tests --parallel "${MAX_JOBS:-$(nproc)}" >>build/tests.log || { cat build/tests.log; exit 1; }
 ctest --test-dir build/tests --output-on-failure --parallel "${MAX_JOBS:-$(nproc)}"

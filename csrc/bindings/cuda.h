@@ -14,16 +14,14 @@ void* current_cuda_stream(int device);
 
 class CudaCall {
  public:
-  explicit CudaCall(const Tensor& on) : device_(on.get_device_index()), guard_(device_), on_(on) {}
+  explicit CudaCall(const Tensor& on) : device_(on.get_device_index()), guard_(device_) {}
 
-  // With a zeroed counter for kernels whose last block finishes the reduction.
-  CudaLaunch launch() const {
-    counter_ = torch::stable::new_zeros(on_, {1}, ScalarType::Int);
+  CudaLaunch launch() const { return {current_cuda_stream(device_), device_, nullptr}; }
+  // With a counter, for kernels whose last block finishes the reduction. Its memory may go back to
+  // the allocator while the kernel is queued: the allocator reuses it on the same stream only.
+  CudaLaunch launch_counting(const Tensor& counter) const {
     return {current_cuda_stream(device_), device_,
-            static_cast<unsigned*>(counter_->mutable_data_ptr())};
-  }
-  CudaLaunch launch_without_counter() const {
-    return {current_cuda_stream(device_), device_, nullptr};
+            static_cast<unsigned*>(counter.mutable_data_ptr())};
   }
 
   void check(const char* op, const char* error) const {
@@ -33,8 +31,6 @@ class CudaCall {
  private:
   int device_;
   torch::stable::accelerator::DeviceGuard guard_;
-  const Tensor& on_;
-  mutable std::optional<Tensor> counter_;
 };
 
 }  // namespace ltk

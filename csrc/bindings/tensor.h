@@ -121,8 +121,8 @@ T* thread_scratch(int64_t count) {
   if (count > capacity) {
     const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
     buffer.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    capacity = buffer ? count : 0;
     STD_TORCH_CHECK(buffer != nullptr, "out of memory");
-    capacity = count;
   }
   return buffer.get();
 }

@@ -33,7 +33,7 @@ struct Problem {
   std::vector<int64_t> target;
   std::vector<Acc> margin, bias, class_weight;
   Acc loss = 0;
-  unsigned counter = 0;
+  unsigned counter = 77;  // whatever was there
 
   Problem(const Features& f, int64_t rows, int64_t columns, int64_t gap, int64_t offset,
           Logits kind)

@@ -41,7 +41,7 @@ struct Problem {
   std::vector<int64_t> classes, target, target_b;
   std::vector<Acc> row_temperature, column_temperature, class_weight, row_factor, row_lam;
   Acc loss = 0;
-  unsigned counter = 0;
+  unsigned counter = 77;  // whatever was there
 
   Problem(const Features& f, int64_t rows, int64_t columns, const Layout& layout, Logits kind)
       : features(f),

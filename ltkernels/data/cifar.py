@@ -152,7 +152,8 @@ def _open(layout: _Layout, root: str | os.PathLike[str] | None) -> Callable[[str
         raise FileNotFoundError(
             f"`load`: {layout.name} needs the folder {layout.folder} with the files "
             f"{', '.join(names)}, or the archive {layout.archive}, searched {base.absolute()}; "
-            "name the folder that holds it with `root` or the environment variable LTKERNELS_DATA"
+            "name the folder that holds it with `root` (--set data.root=DIR on the command line) "
+            "or the environment variable LTKERNELS_DATA"
         )
     packed = archive.read_bytes()
     md5 = hashlib.md5(packed, usedforsecurity=False).hexdigest()

@@ -59,5 +59,6 @@ def find_folder(candidates: list[Path], files: list[str], name: str) -> Path:
     searched = ", ".join(str(folder.absolute()) for folder in candidates)
     raise FileNotFoundError(
         f"`load`: {name} needs the files {', '.join(files)} in one folder, searched {searched}; "
-        "name the folder with `root` or the environment variable LTKERNELS_DATA"
+        "name the folder with `root` (--set data.root=DIR on the command line) "
+        "or the environment variable LTKERNELS_DATA"
     )

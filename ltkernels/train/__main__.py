@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-from ltkernels.train.cli import main
-
 # Waiting threads of GNU OpenMP spin 300,000 times before they sleep. Beside busy processes that
 # makes two threads far slower than they need be (measured with two others: 800 images a second and,
 # at times, below 100, against 2,300 to 4,200 with 10,000 spins). On an idle machine 10,000 spins
@@ -26,6 +24,8 @@ def _limit_spinning() -> None:
 def run() -> int:
     """The command line, in a process of its own."""
     _limit_spinning()
+    from ltkernels.train.cli import main
+
     return main()
 
 

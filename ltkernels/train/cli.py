@@ -110,7 +110,9 @@ def _note_unread(config: Config, given: dict[str, Any]) -> None:
 
 def _resume_command(out: Path, given: Sequence[str]) -> str:
     """The command that continues: a run's folder knows its configuration, a demonstration's not."""
-    words = ["python", "-m", "ltkernels.train", "--resume", "--out", str(out)]
+    by_script = Path(sys.argv[0]).name.startswith("ltkernels-train")
+    program = [sys.argv[0]] if by_script else ["python", "-m", "ltkernels.train"]
+    words = [*program, "--resume", "--out", str(out)]
     if not (out / "config.toml").exists():
         old = _parser().parse_args(given)
         words += [w for text in old.set for w in ("--set", text)]
@@ -157,6 +159,8 @@ def _run(arguments: argparse.Namespace) -> None:
     _check_dataset(given.get("dataset", file.get("dataset", Config.dataset)))
     if arguments.resume and arguments.out is None:
         raise ConfigError("--resume needs --out, the folder of the run")
+    if arguments.resume and not arguments.out.is_dir():
+        raise ConfigError(f"{arguments.out} holds no run to resume")
     saved = arguments.out / "config.toml" if arguments.resume else None
     if saved is not None and saved.exists():
         file = flatten(parse_toml(saved)) | file

@@ -7,7 +7,7 @@ namespace ltk {
 struct CudaLaunch {
   void* stream;       // a cudaStream_t of `device`
   int device;         // CUDA ordinal; the calling thread's current device is left as it was
-  unsigned* counter;  // [1] on the device, zero before the launch; the kernel leaves it zero again
+  unsigned* counter;  // [1] on the device, set to zero before the kernel; null: it counts nothing
 };
 
 }  // namespace ltk

@@ -166,10 +166,24 @@ const char* launch(const CudaLaunch& where, void (*kernel)(Parameters...), Grid 
   const DeviceGuard guard(where.device);
   if (guard.error()) return guard.error();
   if (grid.shared > kSharedByDefault) {
+    // The device's most, not what this launch takes: another thread may launch the same kernel with
+    // more in between.
+    Device device;
+    if (const char* error = device_properties(where.device, device)) return error;
     if (const char* error = error_text(cudaFuncSetAttribute(
-            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared))) {
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_memory))) {
       return error;
     }
+  }
+  if (where.counter) {
+#if defined(__CUDACC__)
+    if (const char* error = error_text(cudaMemsetAsync(where.counter, 0, sizeof(unsigned),
+                                                       static_cast<cudaStream_t>(where.stream)))) {
+      return error;
+    }
+#else
+    *where.counter = 0;
+#endif
   }
   const dim3 blocks(static_cast<unsigned>(grid.blocks));
   const dim3 threads(static_cast<unsigned>(grid.threads));

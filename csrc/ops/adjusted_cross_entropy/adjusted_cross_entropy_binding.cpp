@@ -84,8 +84,9 @@ Outputs adjusted_cross_entropy(const Tensor& given_logits, const Tensor& target,
 #ifdef LTK_WITH_CUDA
     if (logits.is_cuda()) {
       const CudaCall call(logits);
+      const Tensor counter = empty({1}, ScalarType::Int, logits);
       call.check("adjusted_cross_entropy",
-                 adjusted_cross_entropy_cuda<Acc>(p, dtype, call.launch()));
+                 adjusted_cross_entropy_cuda<Acc>(p, dtype, call.launch_counting(counter)));
       return {loss, grad, grad_scale};
     }
 #endif

@@ -59,9 +59,9 @@ Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
   const Tensor teacher = rows_of(teacher_logits, "teacher");
   const DType dtype = dtype_of(student);
   const int64_t n = student.size(0), c = student.size(1), s = teacher.size(1);
-  STD_TORCH_CHECK(
-      teacher.size(0) == n && dtype_of(teacher) == dtype && (classes.has_value() ? s <= c : s == c),
-      "student and teacher do not belong together");
+  STD_TORCH_CHECK(teacher.size(0) == n && teacher.get_device() == student.get_device() &&
+                      dtype_of(teacher) == dtype && (classes.has_value() ? s <= c : s == c),
+                  "student and teacher do not belong together");
   STD_TORCH_CHECK(!classes.has_value() || (!target.has_value() && !soft_target.has_value()),
                   "a class subset takes no target");
   return dispatch_accumulate(dtype, [&](auto zero) -> Outputs {
@@ -112,7 +112,8 @@ Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
 #ifdef LTK_WITH_CUDA
     if (student.is_cuda()) {
       const CudaCall call(student);
-      call.check("distillation", distillation_cuda<Acc>(p, dtype, call.launch()));
+      const Tensor counter = empty({1}, ScalarType::Int, student);
+      call.check("distillation", distillation_cuda<Acc>(p, dtype, call.launch_counting(counter)));
       return {loss, student_grad, teacher_grad, grad_scale};
     }
 #endif

@@ -3,10 +3,9 @@
 // One pass over a row: a chunk of both logit rows is staged in the first-level cache with its
 // maxima; its exponentials are taken relative to the running maxima, summed, and kept; after the
 // last chunk the kept exponentials, corrected for the maxima that grew meanwhile, become the
-// gradient. Two exponentials and one logarithm a row instead of an element are all the
-// transcendental work: with x = logits / T and the running maxima m,
-//   KL = ( sum e_t ((x_t - m_t) - (x_s - m_s)) ) / Z_t - ln Z_t + ln Z_s,   e = exp(x - m), Z = sum
-//   e
+// gradient. With x = logits / T, the running maxima m, e = exp(x - m) and Z = sum e,
+//   KL = sum e_t ((x_t - m_t) - (x_s - m_s)) / Z_t - ln Z_t + ln Z_s:
+// two exponentials an element and two logarithms a row.
 // Class weights cost no more: w softmax(x) renormalised is softmax(x + log w).
 // The cross-entropy's exponential is a power of the distillation term's where T is 1, 2 or 4.
 #include "ops/distillation/distillation_cpu.h"

@@ -7,7 +7,7 @@
 //   kernel       columns             a row is                           threads of a row
 //   resident     up to 6144          held in registers                  8, 32, 64, 128, 256
 //   shared       up to shared memory held in shared memory              512
-//   stream       any                 read twice, online softmax         1024
+//   stream       any                 read twice, online softmax         512
 //   general      any                 read twice: class subsets, column temperatures, dense soft
 //                                    targets, teacher gradients, float64; 32 .. 512
 //

@@ -47,8 +47,7 @@ Tensor scale_gradient(const Tensor& gradient, const Tensor& upstream, const Tens
 #ifdef LTK_WITH_CUDA
     if (gradient.is_cuda()) {
       const CudaCall call(gradient);
-      call.check("scale_gradient",
-                 scale_gradient_cuda<Acc>(p, dtype, call.launch_without_counter()));
+      call.check("scale_gradient", scale_gradient_cuda<Acc>(p, dtype, call.launch()));
       return out;
     }
 #endif
