@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ltkernels
 
-COMMANDS = {"ltkernels.train": "train a method; without arguments, the quick demonstration"}
+COMMANDS = {
+    "ltkernels.train": "train a method; without arguments, the quick demonstration",
+    "ltkernels.selftest": "compare random calls of the fused ops with their definition",
+}
 
 
 def main() -> None:

@@ -177,20 +177,31 @@ class _Distillation(torch.autograd.Function):
         ctx: FunctionCtx, op: str, student: Tensor, teacher: Tensor, rest: tuple[Any, ...]
     ) -> Tensor:
         # The constants come as one tuple: autograd looks at every argument of its own.
-        loss, student_grad, teacher_grad, scale = _ops.distillation(student, teacher, *rest)
+        *constants, of_student, of_teacher = rest
+        call = (student, teacher, *constants)
+        if of_student and of_teacher and student.dtype == torch.float16:
+            # A row's float16 gradients share a scale, and the teacher's can be larger than the
+            # student's by as much as the divergence: one call each keeps the digits of both.
+            loss, student_grad, _, *scales = _ops.distillation(*call, True, False)
+            _, _, teacher_grad, teacher_scale = _ops.distillation(*call, False, True)
+            scales.append(teacher_scale)
+        else:
+            loss, student_grad, teacher_grad, *scales = _ops.distillation(
+                *call, of_student, of_teacher
+            )
         ctx.op = op  # type: ignore[attr-defined]
-        ctx.wanted = rest[-2:]  # type: ignore[attr-defined]
-        ctx.save_for_backward(student_grad, teacher_grad, scale, loss)
+        ctx.wanted = of_student, of_teacher  # type: ignore[attr-defined]
+        ctx.save_for_backward(student_grad, teacher_grad, loss, *scales)
         assert isinstance(loss, Tensor)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        student_grad, teacher_grad, scale, loss = ctx.saved_tensors
+        student_grad, teacher_grad, loss, *scales = ctx.saved_tensors
         of_student, of_teacher = ctx.wanted
         return (
             None,
-            scaled(ctx.op, loss, student_grad, upstream[0], scale) if of_student else None,
-            scaled(ctx.op, loss, teacher_grad, upstream[0], scale) if of_teacher else None,
+            scaled(ctx.op, loss, student_grad, upstream[0], scales[0]) if of_student else None,
+            scaled(ctx.op, loss, teacher_grad, upstream[0], scales[-1]) if of_teacher else None,
             None,
         )

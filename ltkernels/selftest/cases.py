@@ -1,0 +1,296 @@
+"""Random calls of each fused op: the registry.
+
+A coming op is one more entry: a function that draws the arguments, and what it is called by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _ops, functional, reference
+from . import inputs
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LARGEST = 2**16  # elements of one logit tensor: the exact value takes a while
+
+
+# Options of an input that a failing case may be simplified by leaving out.
+DECORATIONS = ("layout", "spread", "level", "holes", "zeros", "dtype", "strided", "ignored")
+
+
+class Rows(int):
+    """A number of rows, which simplifying a case may lower everywhere at once."""
+
+
+class Classes(int):
+    """A number of classes, likewise."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A value described by the call of a function of `inputs`, as which it is printed."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, device: str) -> Any:
+        return self.function(*self.args, **self.options, device=device)
+
+    def __repr__(self) -> str:
+        given = [*map(repr, self.args), *(f"{k}={v!r}" for k, v in self.options.items())]
+        return f"{self.function.__name__}({', '.join(given)}, device=device)"
+
+
+# A number, a string, a description, or a list of descriptions (experts).
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op, and how to call it at random.
+
+    Attributes:
+        name: in `ltkernels.functional` and `ltkernels.reference`.
+        kernel: in `ltkernels._ops`. An op without a kernel is not drawn.
+        draw: (random, dtype of the logits) -> arguments.
+        data: the arguments whose dtype is that of the logits; the others are constants.
+        differentiable: (arguments) -> the names of those with a gradient.
+    """
+
+    name: str
+    kernel: str
+    draw: Callable[[Random, torch.dtype], Arguments]
+    data: tuple[str, ...]
+    differentiable: Callable[[Arguments], tuple[str, ...]]
+
+    @property
+    def is_fused(self) -> bool:
+        return hasattr(_ops, self.kernel)
+
+    def fused(self) -> Callable[..., Tensor]:
+        function: Callable[..., Tensor] = getattr(functional, self.name)
+        return function
+
+    def definition(self) -> Callable[..., Tensor]:
+        function: Callable[..., Tensor] = getattr(reference, self.name)
+        return function
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: the arguments by name, and the seed of the gradient that comes from above."""
+
+    op: Op
+    arguments: Arguments
+    dtype: torch.dtype
+    device: str
+    seed: int
+
+    def build(self) -> Arguments:
+        return {name: _built(value, self.device) for name, value in self.arguments.items()}
+
+    def simpler(self) -> Sequence[Case]:
+        """Cases with one thing less."""
+        found = [self._with(name, None) for name in self.arguments if name not in self.op.data]
+        for size in (Rows, Classes):
+            for smaller in (1, 2, 3, 5, 9, 17, 33, 65, 257, 1025):
+                found.append(self._sized(size, smaller))
+        for name, value in self.arguments.items():
+            for option in getattr(value, "options", {}):
+                if option in DECORATIONS:
+                    rest = {k: v for k, v in value.options.items() if k != option}
+                    found.append(self._with(name, replace(value, options=rest)))
+        return [case for case in found if case != self]
+
+    def _with(self, name: str, value: Any) -> Case:
+        changed = {**self.arguments, name: value}
+        return replace(self, arguments={k: v for k, v in changed.items() if v is not None})
+
+    def _sized(self, size: type[int], smaller: int) -> Case:
+        def fit(value: Any) -> Any:
+            if isinstance(value, list):
+                return [fit(x) for x in value]
+            if isinstance(value, Made):
+                return replace(value, args=tuple(fit(x) for x in value.args))
+            return size(min(value, smaller)) if isinstance(value, size) else value
+
+        return replace(self, arguments={k: fit(v) for k, v in self.arguments.items()})
+
+
+def _built(value: Any, device: str) -> Any:
+    if isinstance(value, list):
+        return [_built(x, device) for x in value]
+    return value.build(device) if isinstance(value, Made) else value
+
+
+def draw_case(random: Random, op: Op, dtype: torch.dtype, device: str) -> Case:
+    """A random call of `op`."""
+    return Case(op, op.draw(random, dtype), dtype, device, _seed(random))
+
+
+# --- what several ops take ------------------------------------------------------------------------
+
+
+def _seed(random: Random) -> int:
+    return random.randrange(2**20)
+
+
+def _sometimes(random: Random, share: float = 1 / 3) -> bool:
+    return random.random() < share
+
+
+def _shape(random: Random) -> tuple[Rows, Classes]:
+    """No row, one, a few or thousands; one class, every remainder of a vector, thousands."""
+    rows = random.choice([0, 1, 1, 2, 3, 5, 17, 64, 128, 1000, 3000])
+    near = random.choice([8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]) + random.randint(-1, 1)
+    classes = random.choice([1, 2, random.randint(1, 70), near, near, 100, 1000, 8142, 32000])
+    return Rows(min(rows, max(1, LARGEST // classes))), Classes(classes)
+
+
+def _logits(random: Random, rows: int, classes: int, dtype: torch.dtype) -> Made:
+    options: dict[str, Any] = {"seed": _seed(random)}
+    if _sometimes(random, 1 / 2):
+        options["layout"] = random.choice(
+            ["transposed", "columns", "strided", "rows", "expanded", "unaligned"]
+        )
+    if _sometimes(random):
+        options["spread"] = random.choice([0.0, 0.01, 30.0, 1e4])
+    if _sometimes(random, 1 / 6):
+        options["level"] = random.choice([-500.0, 500.0, -2e4, 2e4])
+    if _sometimes(random):
+        options["holes"] = random.choice(["scattered", "most", "leading", "row", "nan"])
+    return Made(inputs.logits, (rows, classes, dtype), options)
+
+
+def _uniform(random: Random, *shape: int, **options: Any) -> Made:
+    """A constant: of any dtype, at times strided."""
+    if _sometimes(random):
+        options["dtype"] = random.choice(DTYPES)
+    if _sometimes(random):
+        options["strided"] = True
+    return Made(inputs.uniform, shape, {**options, "seed": _seed(random)})
+
+
+def _temperature(random: Random, rows: int, classes: int) -> float | Made:
+    middle = random.choice([1.0, 1.0, 2.0, 4.0, 0.05, 100.0, random.uniform(0.05, 20)])
+    shape = random.choice([None, None, (1,), (classes,), (rows, 1)])
+    if shape is None:
+        return middle
+    return _uniform(random, *shape, low=middle, high=1.5 * middle)
+
+
+def _target(random: Random, rows: int, classes: int, **options: Any) -> Made:
+    if _sometimes(random):
+        options["strided"] = True
+    return Made(inputs.class_indices, (rows, classes), {**options, "seed": _seed(random)})
+
+
+def _class_weight(random: Random, classes: int) -> Made:
+    return _uniform(random, classes, low=0.01, high=2.0, zeros=random.choice([0.0, 0.1]))
+
+
+def _reduction(random: Random) -> str:
+    return random.choice(["mean", "sum", "none"])
+
+
+# --- the ops --------------------------------------------------------------------------------------
+
+
+def _kd_loss(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    known: int = classes
+    call: Arguments = {}
+    if _sometimes(random):
+        known = random.randint(1, classes)
+        of = (known, classes)
+        call["classes"] = Made(inputs.class_subset, of, {"seed": _seed(random)})
+    other = random.choice([dtype, dtype, dtype, *DTYPES])
+    call["student"] = _logits(random, rows, classes, dtype)
+    call["teacher"] = _logits(random, rows, known, other)
+    call["temperature"] = _temperature(random, rows, classes)
+    if _sometimes(random):
+        call["t2"] = random.choice([False, 3, 0.5])
+    if _sometimes(random, 1 / 2):
+        call["detach_teacher"] = False
+    if _sometimes(random):
+        call["sample_weight"] = _uniform(random, rows, low=-0.5, high=1.5, zeros=0.1)
+    return {**call, "reduction": _reduction(random)}
+
+
+def _bkd_loss(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    other = random.choice([dtype, dtype, dtype, *DTYPES])
+    call: Arguments = {
+        "student": _logits(random, rows, classes, dtype),
+        "teacher": _logits(random, rows, classes, other),
+        "target": _target(random, rows, classes),
+        "temperature": _temperature(random, rows, classes),
+    }
+    if _sometimes(random, 1 / 2):
+        call["class_weight"] = _class_weight(random, classes)
+    if _sometimes(random):
+        call["alpha"] = random.choice([0.3, 5, 0, -0.5])
+    labels = random.choice(["hard", "hard", "soft", "mixup"])
+    if labels == "soft":
+        options = {"seed": _seed(random), "hard": random.random() < 0.5}
+        call["target"] = Made(inputs.probabilities, (rows, classes), options)
+    elif labels == "mixup":
+        call["target_b"] = _target(random, rows, classes)
+        shape = random.choice([(), (rows,)])
+        share = _uniform(random, *shape, zeros=0.2)
+        call["lam"] = random.choice([0.0, 1, 0.3, share, share])
+    return {**call, "reduction": _reduction(random)}
+
+
+def _adjusted_cross_entropy(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    ignored: dict[str, Any] = {}
+    if _sometimes(random):
+        ignored = {"ignore_index": random.choice([-100, -1, 0, 255, 10_000])}
+    share = {"ignored": random.choice([0.3, 0.3, 1.0])} if ignored else {}
+    call: Arguments = {
+        "logits": _logits(random, rows, classes, dtype),
+        "target": _target(random, rows, classes, **ignored, **share),
+        **ignored,
+    }
+    if _sometimes(random):
+        call["scale"] = random.choice([30.0, 0.1, 64])
+    if _sometimes(random):
+        call["margin"] = _uniform(random, classes, low=-0.1, high=0.5)
+    if _sometimes(random):
+        options = {"seed": _seed(random), "absent": random.random() < 0.5}
+        call["bias"] = Made(inputs.log_prior, (classes,), options)
+    if _sometimes(random):
+        call["class_weight"] = _class_weight(random, classes)
+    if _sometimes(random):
+        call["label_smoothing"] = random.choice([0.1, 0.5, 1])
+    if _sometimes(random):
+        call["focal_gamma"] = random.choice([0.5, 1.0, 2, 5.0])
+    return {**call, "reduction": _reduction(random)}
+
+
+def _both_sides(arguments: Arguments) -> tuple[str, ...]:
+    return ("student",) if arguments.get("detach_teacher", True) else ("student", "teacher")
+
+
+CASES = {
+    op.name: op
+    for op in (
+        Op("kd_loss", "distillation", _kd_loss, ("student", "teacher"), _both_sides),
+        Op("bkd_loss", "distillation", _bkd_loss, ("student", "teacher"), lambda _: ("student",)),
+        Op(
+            "adjusted_cross_entropy",
+            "adjusted_cross_entropy",
+            _adjusted_cross_entropy,
+            ("logits",),
+            lambda _: ("logits",),
+        ),
+    )
+}
