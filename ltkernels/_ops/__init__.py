@@ -1,0 +1,17 @@
+"""The native ops, a file each.
+
+Overloads are looked up once: an attribute access of torch.ops costs as much as a small kernel.
+"""
+
+from ._library import REDUCTION_CODE, built_for_cuda
+from .adjusted_cross_entropy import adjusted_cross_entropy
+from .distillation import distillation
+from .scale_gradient import scale_gradient
+
+__all__ = [
+    "REDUCTION_CODE",
+    "adjusted_cross_entropy",
+    "built_for_cuda",
+    "distillation",
+    "scale_gradient",
+]
