@@ -26,6 +26,7 @@ TEMPERATURE = 2.0
 MIXUP_SHARE = 0.3
 LDAM_SCALE = 30.0
 FOCAL_GAMMA = 2.0
+SUBSETS = 3  # many, medium and few shots
 
 DTYPES = {
     "fp64": torch.float64,
@@ -61,6 +62,15 @@ def kd_subset(student: Tensor, teacher: Tensor, classes: Tensor) -> Tensor:
     log_p = log_softmax(student[:, classes] / TEMPERATURE, dim=1)
     q = softmax(teacher / TEMPERATURE, dim=1)
     return kl_div(log_p, q, reduction="batchmean")
+
+
+def lfme(student: Tensor, *experts: Tensor) -> Tensor:
+    """LFME's distillation: `kd_subset` of three experts; their logits, then their classes."""
+    teachers, classes = experts[:SUBSETS], experts[SUBSETS:]
+    loss = kd_subset(student, teachers[0], classes[0])
+    for teacher, known in zip(teachers[1:], classes[1:], strict=True):
+        loss = loss + kd_subset(student, teacher, known)
+    return loss
 
 
 def _balanced_kl(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
@@ -109,6 +119,11 @@ def _kd_sample(student: Tensor, teacher: Tensor, temperature: Tensor, weight: Te
 
 def _kd_subset(student: Tensor, teacher: Tensor, classes: Tensor) -> Tensor:
     return ltk.kd_loss(student, teacher, TEMPERATURE, classes=classes, t2=False)
+
+
+def _lfme(student: Tensor, *experts: Tensor) -> Tensor:
+    teachers, classes = experts[:SUBSETS], experts[SUBSETS:]
+    return ltk.kd_loss(student, teachers, TEMPERATURE, classes=classes, t2=False)
 
 
 def _bkd(student: Tensor, teacher: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -200,6 +215,19 @@ class Draw:
         return order[: subset_size(self.classes)].sort().values
 
 
+    def experts(self, *, scattered: bool) -> tuple[Tensor, ...]:
+        """The logits of SUBSETS experts, and the classes that each knows.
+
+        All classes between them: neighbours where the classes are sorted by their counts (CIFAR-LT,
+        iNaturalist), or scattered (ImageNet-LT, Places-LT).
+        """
+        classes = torch.arange(self.classes, device=self.device)
+        if scattered:
+            classes = torch.randperm(self.classes, generator=self.generator, device=self.device)
+        subsets = [part.sort().values for part in classes.tensor_split(SUBSETS)]
+        return (*(self.logits(len(subset)) for subset in subsets), *subsets)
+
+
 def subset_size(classes: int) -> int:
     """LFME's experts know about a third of the classes each."""
     return max(1, classes // 3)
@@ -254,6 +282,8 @@ CASES = {
             lambda d: (d.logits(), d.logits(subset_size(d.classes)), d.subset()),
             floor=lambda n, c: 2 * n * subset_size(c) + n * c,
         ),
+        Case("lfme", lfme, _lfme, lambda d: (d.logits(), *d.experts(scattered=False))),
+        Case("lfme_scattered", lfme, _lfme, lambda d: (d.logits(), *d.experts(scattered=True))),
         Case(
             "bkd",
             bkd,

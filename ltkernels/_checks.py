@@ -180,26 +180,30 @@ def class_target(
     return x
 
 
-def class_subset(op: str, value: object, student: Tensor) -> Tensor:
-    """Distinct columns int64 `[S]` of the student."""
-    x = tensor(op, "classes", value)
+def class_subset(op: str, name: str, value: object, student: Tensor) -> Tensor:
+    """Columns int64 `[S]` of the student; `distinct_classes` checks their values."""
+    x = tensor(op, name, value)
     if x.dtype != torch.int64:
-        raise TypeError(f"`{op}`: expected `classes` to be int64, got {x.dtype}")
+        raise TypeError(f"`{op}`: expected `{name}` to be int64, got {x.dtype}")
     if x.dim() != 1 or x.shape[0] == 0:
-        raise ValueError(f"`{op}`: expected `classes` to be [S] with S >= 1, got {_shape(x)}")
-    same_device(op, "classes", x, student)
-    if can_read_values(x):
-        columns = student.shape[1]
-        low, high = x.min().item(), x.max().item()
-        if low < 0 or high >= columns:
-            bad = low if low < 0 else high
-            raise IndexError(f"`{op}`: expected `classes` in 0..{columns - 1}, got {bad}")
-        times = torch.bincount(x)
-        if int(times.max()) > 1:
-            raise ValueError(
-                f"`{op}`: expected `classes` to be distinct, got {int(times.argmax())} twice"
-            )
+        raise ValueError(f"`{op}`: expected `{name}` to be [S] with S >= 1, got {_shape(x)}")
+    same_device(op, name, x, student)
     return x
+
+
+def distinct_classes(op: str, name: str, x: Tensor, columns: int) -> None:
+    """The values of a class subset: distinct, in 0..columns-1."""
+    if not can_read_values(x):
+        return
+    low, high = x.min().item(), x.max().item()
+    if low < 0 or high >= columns:
+        bad = low if low < 0 else high
+        raise IndexError(f"`{op}`: expected `{name}` in 0..{columns - 1}, got {bad}")
+    times = torch.bincount(x)
+    if int(times.max()) > 1:
+        raise ValueError(
+            f"`{op}`: expected `{name}` to be distinct, got {int(times.argmax())} twice"
+        )
 
 
 def class_counts(op: str, value: object, name: str = "class_counts") -> Tensor:
@@ -226,28 +230,98 @@ def kd_loss(
     teacher: object,
     temperature_: object,
     classes: object,
+    subset_weight: object,
     sample_weight: object,
     t2: object,
     reduction_: object,
-) -> TemperatureKind:
-    """Check the arguments of `kd_loss`; returns the kind of its temperature."""
+) -> tuple[TemperatureKind, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Check the arguments of `kd_loss`, but for the values of `classes` (`kd_classes`).
+
+    Returns the kind of its temperature, the teachers and the classes of the subsets (none for a
+    teacher of all classes).
+    """
     op = "kd_loss"
     s = logits(op, "student", student)
     rows, columns = s.shape
-    t = logits(op, "teacher", teacher, like=s)
+    teachers: tuple[Tensor, ...]
+    subsets: tuple[Tensor, ...] = ()
     if classes is None:
+        t = logits(op, "teacher", teacher, like=s)
         if t.shape != s.shape:
             raise _fail_shape(op, "teacher", "[N, C]", [rows, columns], t)
+        if subset_weight is not None:
+            raise ValueError(f"`{op}`: expected `classes` where `subset_weight` is given")
+        teachers = (t,)
     else:
-        subset = class_subset(op, classes, s)
-        if t.shape[0] != rows or t.shape[1] != subset.shape[0]:
-            raise _fail_shape(op, "teacher", "[N, S]", [rows, subset.shape[0]], t)
+        teachers, subsets = _subsets(op, teacher, classes, s)
+        _subset_weight(op, subset_weight, len(subsets), s)
     if sample_weight is not None:
         vector(op, "sample_weight", sample_weight, "N", rows, s)
     if not isinstance(t2, (bool, int, float)):
         raise TypeError(f"`{op}`: expected `t2` to be a bool or a number, got {type(t2).__name__}")
     reduction(op, reduction_)
-    return temperature(op, temperature_, rows, columns, s)
+    return temperature(op, temperature_, rows, columns, s), teachers, subsets
+
+
+def kd_classes(classes: Tensor | Sequence[Tensor], columns: int) -> None:
+    """Check the values of the `classes` of `kd_loss`."""
+    if isinstance(classes, Tensor):
+        distinct_classes("kd_loss", "classes", classes, columns)
+        return
+    for i, subset in enumerate(classes):
+        distinct_classes("kd_loss", f"classes[{i}]", subset, columns)
+
+
+def _subsets(
+    op: str, teacher: object, classes: object, student: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Teachers `[N, S_l]` and classes `[S_l]` of L >= 1 subsets; a pair of tensors is one."""
+    rows = student.shape[0]
+    if isinstance(classes, Tensor) and not isinstance(teacher, Sequence):
+        pairs = [("teacher", teacher, "classes", classes)]
+    else:
+        for name, value in (("teacher", teacher), ("classes", classes)):
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise TypeError(
+                    f"`{op}`: expected `teacher` and `classes` to be two tensors or two sequences "
+                    f"of L tensors, got {type(value).__name__} for `{name}`"
+                )
+        assert isinstance(teacher, Sequence) and isinstance(classes, Sequence)
+        if len(teacher) != len(classes) or len(classes) == 0:
+            raise ValueError(
+                f"`{op}`: expected `teacher` and `classes` of L >= 1 subsets, "
+                f"got {len(teacher)} and {len(classes)}"
+            )
+        pairs = [
+            (f"teacher[{i}]", t, f"classes[{i}]", c)
+            for i, (t, c) in enumerate(zip(teacher, classes, strict=True))
+        ]
+    for teacher_name, t, classes_name, c in pairs:
+        x = logits(op, teacher_name, t, like=student)
+        size = class_subset(op, classes_name, c, student).shape[0]
+        if x.shape[0] != rows or x.shape[1] != size:
+            raise _fail_shape(op, teacher_name, "[N, S]", [rows, size], x)
+    return tuple(pair[1] for pair in pairs), tuple(pair[3] for pair in pairs)
+
+
+def _subset_weight(op: str, value: object, subsets: int, like: Tensor) -> None:
+    """L numbers, or a floating tensor `[L]`."""
+    if value is None:
+        return
+    if isinstance(value, Tensor):
+        vector(op, "subset_weight", value, "L", subsets, like)
+        return
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(
+            f"`{op}`: expected `subset_weight` to be L numbers or a tensor [L], "
+            f"got {type(value).__name__}"
+        )
+    if len(value) != subsets:
+        raise ValueError(
+            f"`{op}`: expected `subset_weight` of L = {subsets} subsets, got {len(value)}"
+        )
+    for i, x in enumerate(value):
+        number(op, f"subset_weight[{i}]", x)
 
 
 def bkd_loss(

@@ -7,11 +7,14 @@ from ._library import REDUCTION_CODE, built_for_cuda
 from .adjusted_cross_entropy import adjusted_cross_entropy
 from .distillation import distillation
 from .scale_gradient import scale_gradient
+from .subset_distillation import MOST_SUBSETS, subset_distillation
 
 __all__ = [
+    "MOST_SUBSETS",
     "REDUCTION_CODE",
     "adjusted_cross_entropy",
     "built_for_cuda",
     "distillation",
     "scale_gradient",
+    "subset_distillation",
 ]

@@ -1,7 +1,7 @@
 // Row machinery shared by the CPU kernels: staging chunks of a row, softmax state, float16 scales.
 //
 // A row is worked on in chunks that stay in the first-level cache. `stage` brings a chunk there: it
-// converts to the arithmetic type, gathers, scales and shifts, and takes the maximum on the way, so
+// converts to the arithmetic type, scales and shifts, and takes the maximum on the way, so
 // that everything after it sees one kind of data: contiguous, padded with -inf to whole vectors.
 #pragma once
 
@@ -14,17 +14,15 @@ constexpr int64_t kChunk = 1024;  // 4 KiB of float a stream
 constexpr int64_t padded(int64_t n) { return (n + kChunk - 1) / kChunk * kChunk; }
 constexpr int64_t chunks(int64_t n) { return (n + kChunk - 1) / kChunk; }
 
-// x[i] = source[index[i]] * scale[i] + shift[i] * shift_factor; null means i, 1 and 0.
+// x[i] = source[i] * scale[i] + shift[i] * shift_factor; null means 1 and 0.
 template <class Acc>
 struct Transform {
-  const int64_t* index;
   const Acc* scale;
   const Acc* shift;
   Acc shift_factor;
-  bool identity() const { return index == nullptr && scale == nullptr && shift == nullptr; }
+  bool identity() const { return scale == nullptr && shift == nullptr; }
   Transform at(int64_t i) const {
-    return {index ? index + i : nullptr, scale ? scale + i : nullptr, shift ? shift + i : nullptr,
-            shift_factor};
+    return {scale ? scale + i : nullptr, shift ? shift + i : nullptr, shift_factor};
   }
 };
 
@@ -127,12 +125,8 @@ inline Staged<Acc> stage(const Storage* source, int64_t n, const Transform<Acc>&
     pad(buffer, n);
     return {buffer, m};
   }
-  if (f.index != nullptr) {
-    for (int64_t i = 0; i < n; i++) buffer[i] = to_float(source[f.index[i]]);
-  } else {
-    for (int64_t i = 0; i < whole; i += L) store(buffer + i, load(source + i));
-    for (int64_t i = whole; i < n; i++) buffer[i] = to_float(source[i]);
-  }
+  for (int64_t i = 0; i < whole; i += L) store(buffer + i, load(source + i));
+  for (int64_t i = whole; i < n; i++) buffer[i] = to_float(source[i]);
   if (f.scale != nullptr)
     for (int64_t i = 0; i < n; i++) buffer[i] *= f.scale[i];
   if (f.shift != nullptr)

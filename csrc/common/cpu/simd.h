@@ -144,7 +144,7 @@ inline Vec<float> exp2(Vec<float> x) {
 #endif
 }
 inline Vec<double> exp2(Vec<double> x) {
-  Vec<double> y;
+  Vec<double> y = x;
   for (int i = 0; i < kLanes<double>; i++) y[i] = __builtin_exp2(x[i]);
   return y;
 }

@@ -23,16 +23,16 @@ struct Scratch {
   Acc* student;      // [kChunk] staged
   Acc* teacher;      // [kChunk]
   Acc* logits;       // [kChunk] student's logits without temperature, for the cross-entropy
-  Acc* exp_student;  // [padded S]
-  Acc* exp_teacher;  // [padded S]
-  Acc* exp_logits;   // [padded S]
-  Acc* out;          // [kChunk] gradients on their way to scattered columns
+  Acc* exp_student;  // [padded C]
+  Acc* exp_teacher;  // [padded C]
+  Acc* exp_logits;   // [padded C]
+  Acc* out;          // [kChunk] gradients that are not finished
   Acc* max_student;  // [chunks] running maximum each chunk's exponentials refer to
   Acc* max_teacher;  // [chunks]
   Acc* max_logits;   // [chunks]
 
-  Scratch(Acc* base, int64_t subset) {
-    const int64_t row = padded(subset), n = padded(chunks(subset));
+  Scratch(Acc* base, int64_t columns) {
+    const int64_t row = padded(columns), n = padded(chunks(columns));
     auto take = [&base](int64_t count) {
       Acc* taken = base;
       base += count;
@@ -49,8 +49,8 @@ struct Scratch {
     max_teacher = take(n);
     max_logits = take(n);
   }
-  static int64_t size(int64_t subset) {
-    return 4 * kChunk + 3 * padded(subset) + 3 * padded(chunks(subset));
+  static int64_t size(int64_t columns) {
+    return 4 * kChunk + 3 * padded(columns) + 3 * padded(chunks(columns));
   }
 };
 
@@ -125,14 +125,14 @@ struct Row {
     const Storage* student = static_cast<const Storage*>(p.student) + n * p.student_stride;
     const Storage* teacher = static_cast<const Storage*>(p.teacher) + n * p.teacher_stride;
     const Acc* soft = p.soft_target ? p.soft_target + n * p.soft_target_stride : nullptr;
-    const int64_t size = p.subset;
+    const int64_t size = p.columns;
     const bool by_column = tables.inverse_temperature != nullptr;
 
     const Acc temperature = p.row_temperature ? p.row_temperature[n] : p.temperature;
     const Acc inverse = by_column ? Acc(1) : 1 / temperature;
     const Acc log2_scale = inverse * kLog2e<Acc>;
-    const Transform<Acc> of_student{p.classes, tables.inverse_temperature, nullptr, 0};
-    const Transform<Acc> of_teacher{nullptr, tables.inverse_temperature, tables.log_class_weight,
+    const Transform<Acc> of_student{tables.inverse_temperature, nullptr, 0};
+    const Transform<Acc> of_teacher{tables.inverse_temperature, tables.log_class_weight,
                                     by_column ? Acc(1) : temperature};
     // The cross-entropy reads the student's staged logits unless a temperature is already in them.
     const bool stage_logits = Ce == CrossEntropy::Own && by_column;
@@ -143,7 +143,7 @@ struct Row {
     for (int64_t k = 0, at = 0; at < size; k++, at += kChunk) {
       const int64_t count = size - at < kChunk ? size - at : kChunk;
       const Staged<Acc> s =
-          stage(p.classes ? student : student + at, count, of_student.at(at), scratch.student);
+          stage(student + at, count, of_student.at(at), scratch.student);
       const Staged<Acc> t = stage(teacher + at, count, of_teacher.at(at), scratch.teacher);
       Staged<Acc> l = s;
       if (stage_logits) l = stage(student + at, count, Transform<Acc>{}, scratch.logits);
@@ -224,8 +224,7 @@ struct Row {
                         Acc v, Acc w, Acc unit, Acc lam, Acc max_s, Acc max_t, Acc max_l) const {
     Storage* out = static_cast<Storage*>(p.student_grad) + n * p.columns;
     const Acc* column_scale = tables.inverse_temperature;
-    if (p.classes != nullptr) std::memset(static_cast<void*>(out), 0, sizeof(Storage) * p.columns);
-    const int64_t whole_row = p.subset;
+    const int64_t whole_row = p.columns;
     for (int64_t k = 0, at = 0; at < whole_row; k++, at += kChunk) {
       const int64_t count = whole_row - at < kChunk ? whole_row - at : kChunk;
       // The chunk's exponentials refer to the maxima of their time.
@@ -251,7 +250,7 @@ struct Row {
           g += ws * power<Ce>(e);
         return g;
       };
-      if (soft == nullptr && p.classes == nullptr) {
+      if (soft == nullptr) {
         const int64_t whole = count - count % L;
         for (int64_t i = 0; i < whole; i += L) store(out + at + i, gradient(i));
         for (int64_t i = whole; i < count; i++)
@@ -266,11 +265,9 @@ struct Row {
         continue;
       }
       for (int64_t i = 0; i < count; i += L) store(scratch.out + i, gradient(i));
-      if (soft != nullptr)
-        for (int64_t i = 0; i < count; i++)
-          if (to_float(student[at + i]) != -kInf<Acc>) scratch.out[i] -= unit * soft[at + i];
       for (int64_t i = 0; i < count; i++)
-        from_float(scratch.out[i], out + (p.classes ? p.classes[at + i] : at + i));
+        if (to_float(student[at + i]) != -kInf<Acc>) scratch.out[i] -= unit * soft[at + i];
+      for (int64_t i = 0; i < count; i++) from_float(scratch.out[i], out + at + i);
     }
   }
 
@@ -286,13 +283,13 @@ struct Row {
                         const Transform<Acc>& of_student, const Transform<Acc>& of_teacher,
                         Acc log2_scale, Acc inverse, Acc factor, Acc kl, Acc max_s, Acc max_t,
                         Acc zs, Acc zt) const {
-    Storage* out = static_cast<Storage*>(p.teacher_grad) + n * p.subset;
+    Storage* out = static_cast<Storage*>(p.teacher_grad) + n * p.columns;
     const bool infinite = kl == kInf<Acc>;
     const Acc log_ratio = std::log(zs) - std::log(zt) - kl;
-    for (int64_t at = 0; at < p.subset; at += kChunk) {
-      const int64_t count = p.subset - at < kChunk ? p.subset - at : kChunk;
+    for (int64_t at = 0; at < p.columns; at += kChunk) {
+      const int64_t count = p.columns - at < kChunk ? p.columns - at : kChunk;
       const Acc* s =
-          stage(p.classes ? student : student + at, count, of_student.at(at), scratch.student).x;
+          stage(student + at, count, of_student.at(at), scratch.student).x;
       const Acc* t = stage(teacher + at, count, of_teacher.at(at), scratch.teacher).x;
       const V scale = broadcast(log2_scale), mt = broadcast(max_t);
       const V ms = broadcast(max_s), inv = broadcast(inverse);
@@ -316,7 +313,7 @@ template <class Storage, bool Gradient>
 void rows(const DistillationParams<Accumulate<Storage>>& p,
           const DistillationTables<Accumulate<Storage>>& tables, int64_t begin, int64_t end,
           Accumulate<Storage>* memory) {
-  Scratch<Accumulate<Storage>> scratch(memory, p.subset);
+  Scratch<Accumulate<Storage>> scratch(memory, p.columns);
   auto all = [&](auto row) {
     for (int64_t n = begin; n < end; n++) row.run(n);
   };
@@ -338,7 +335,7 @@ void rows(const DistillationParams<Accumulate<Storage>>& p,
 
 template <class Acc>
 int64_t distillation_scratch(const DistillationParams<Acc>& p) {
-  return Scratch<Acc>::size(p.subset);
+  return Scratch<Acc>::size(p.columns);
 }
 
 template <>
