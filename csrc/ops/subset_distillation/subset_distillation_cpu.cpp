@@ -50,6 +50,35 @@ struct Scratch {
   }
 };
 
+// Two 32-bit indices a load, and no load that waits for a store before it.
+template <class Storage>
+inline void gather(const Storage* row, const int32_t* classes, int64_t n, Storage* to) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    const uint64_t ab = load_bytes<uint64_t>(classes + i), cd = load_bytes<uint64_t>(classes + i + 2);
+    const Storage a = row[ab & 0xffffffffu], b = row[ab >> 32];
+    const Storage c = row[cd & 0xffffffffu], d = row[cd >> 32];
+    to[i] = a;
+    to[i + 1] = b;
+    to[i + 2] = c;
+    to[i + 3] = d;
+  }
+  for (; i < n; i++) to[i] = row[classes[i]];
+}
+template <class Storage>
+inline void scatter(const Storage* from, const int32_t* classes, int64_t n, Storage* row) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    const uint64_t ab = load_bytes<uint64_t>(classes + i), cd = load_bytes<uint64_t>(classes + i + 2);
+    const Storage a = from[i], b = from[i + 1], c = from[i + 2], d = from[i + 3];
+    row[ab & 0xffffffffu] = a;
+    row[ab >> 32] = b;
+    row[cd & 0xffffffffu] = c;
+    row[cd >> 32] = d;
+  }
+  for (; i < n; i++) row[classes[i]] = from[i];
+}
+
 template <class Storage, bool Gradient>
 struct Row {
   using Acc = Accumulate<Storage>;
@@ -89,16 +118,7 @@ struct Row {
     if (piece.first >= 0) return stage(row + piece.first, piece.count, f, scratch.student);
     Storage* to = reinterpret_cast<Storage*>(scratch.gathered);
     const int32_t* classes = plan.classes + piece.before;
-    int64_t i = 0;
-    for (; i + 4 <= piece.count; i += 4) {
-      const Storage a = row[classes[i]], b = row[classes[i + 1]];
-      const Storage c = row[classes[i + 2]], d = row[classes[i + 3]];
-      to[i] = a;
-      to[i + 1] = b;
-      to[i + 2] = c;
-      to[i + 3] = d;
-    }
-    for (; i < piece.count; i++) to[i] = row[classes[i]];
+    gather(row, classes, piece.count, to);
     return stage(to, piece.count, f, scratch.student);
   }
 
@@ -279,7 +299,7 @@ struct Row {
         for (int64_t i = 0; i < count; i += L) store(from + i, gradient(i));
         Storage* out = student_grad(n);
         const int32_t* classes = plan.classes + piece.before;
-        for (int64_t i = 0; i < count; i++) out[classes[i]] = from[i];
+        scatter(from, classes, count, out);
       } else {
         for (int64_t i = 0; i < count; i += L) store(scratch.gathered + i, gradient(i));
         const int32_t* classes = plan.classes + piece.before;
