@@ -1,11 +1,14 @@
 // The CPU kernels of every instruction set this processor has: exact buffers, so that a sanitizer
 // sees a read or write beside a row, and the same results as the narrowest one. Values against the
 // definition are checked in Python.
+#include <algorithm>
 #include <cmath>
 
 #include "ops/adjusted_cross_entropy/adjusted_cross_entropy_cpu.h"
 #include "ops/distillation/distillation_cpu.h"
 #include "ops/scale_gradient/scale_gradient_cpu.h"
+#include "ops/subset_distillation/subset_distillation_cpu.h"
+#include "ops/subset_distillation/subset_plan.h"
 #include "tests/check.h"
 
 namespace {
@@ -55,47 +58,43 @@ void same(const Matrix<Storage>& got, const Matrix<Storage>& want, double size, 
       check::close(got(n, c), want(n, c), tolerance, what);
 }
 
-enum Feature { kPlain, kSubset, kColumnTemperature, kHard, kMixup, kSoft, kTeacherGradient };
+enum Feature { kPlain, kColumnTemperature, kHard, kMixup, kSoft, kTeacherGradient };
 
 template <class Storage>
 void distillation(int64_t columns, Feature feature) {
   using Acc = Accumulate<Storage>;
-  const int64_t rows = 2, subset = feature == kSubset ? (columns + 1) / 2 : columns;
+  const int64_t rows = 2;
   check::context = std::string(check::kTypeName<Storage>) + " C = " + std::to_string(columns) +
                    " feature " + std::to_string(feature);
   std::mt19937 random(3);
-  Matrix<Storage> student(rows, columns), teacher(rows, subset);
+  Matrix<Storage> student(rows, columns), teacher(rows, columns);
   check::fill_normal(student, random, 3);
   check::fill_normal(teacher, random, 3);
-  const std::vector<Acc> weight = uniform<Acc>(subset, 0.1, 2);
-  const std::vector<Acc> temperature = uniform<Acc>(subset, 0.5, 2);
+  const std::vector<Acc> weight = uniform<Acc>(columns, 0.1, 2);
+  const std::vector<Acc> temperature = uniform<Acc>(columns, 0.5, 2);
   const std::vector<Acc> soft = uniform<Acc>(rows * columns, 0, 1);
-  std::vector<Acc> log_weight(subset), inverse(subset);
-  std::vector<int64_t> classes(subset);
-  for (int64_t i = 0; i < subset; i++) {
+  std::vector<Acc> log_weight(columns), inverse(columns);
+  for (int64_t i = 0; i < columns; i++) {
     log_weight[i] = std::log(weight[i]);
     inverse[i] = 1 / temperature[i];
-    classes[i] = columns - 1 - i;
   }
   const std::vector<int64_t> target{0, columns - 1}, target_b{columns / 2, 0};
 
-  Matrix<Storage> grad(rows, columns), teacher_grad(rows, subset), first(rows, columns);
+  Matrix<Storage> grad(rows, columns), teacher_grad(rows, columns), first(rows, columns);
   Matrix<Acc> row_loss(rows, 1), grad_scale(rows, 1), first_loss(rows, 1);
   DistillationParams<Acc> p{};
   p.rows = rows;
   p.columns = columns;
-  p.subset = subset;
   p.student = student.data();
   p.student_stride = columns;
   p.teacher = teacher.data();
-  p.teacher_stride = subset;
+  p.teacher_stride = columns;
   p.temperature = feature == kMixup ? Acc(2) : Acc(1.5);
   p.kl_factor = 1;
   p.reduction_factor = 1;
   p.row_loss = row_loss.data();
   p.student_grad = grad.data();
   DistillationTables<Acc> tables{nullptr, nullptr, 0};
-  if (feature == kSubset) p.classes = classes.data();
   if (feature == kColumnTemperature) {
     p.column_temperature = temperature.data();
     tables.inverse_temperature = inverse.data();
@@ -189,11 +188,115 @@ void adjusted_cross_entropy(int64_t columns, bool adjusted, double smoothing) {
   });
 }
 
+enum Layout { kSorted, kScattered, kMixed, kOverlapping, kPartial };
+
+std::vector<std::vector<int64_t>> subsets_of(int64_t columns, Layout layout) {
+  std::vector<int64_t> order(columns);
+  for (int64_t c = 0; c < columns; c++) order[c] = c;
+  std::mt19937 random(11);
+  if (layout == kScattered || layout == kPartial) std::shuffle(order.begin(), order.end(), random);
+  if (layout == kMixed && columns > 8)
+    std::shuffle(order.begin() + columns / 2, order.end(), random);
+  const auto part = [&](int64_t begin, int64_t end) {
+    return std::vector<int64_t>(order.begin() + begin, order.begin() + std::max(begin + 1, end));
+  };
+  if (layout == kOverlapping)
+    return {part(0, columns), part(columns / 3, columns), part(columns - 1, columns)};
+  if (layout == kPartial) return {part(0, columns / 3)};
+  if (columns < 3) return {part(0, columns)};
+  return {part(0, columns / 3), part(columns / 3, columns - 1), part(columns - 1, columns)};
+}
+
+template <class Storage>
+void subset_distillation(int64_t columns, Layout layout, bool column_temperature) {
+  using Acc = Accumulate<Storage>;
+  const int64_t rows = 3;
+  check::context = std::string(check::kTypeName<Storage>) + " C = " + std::to_string(columns) +
+                   " layout " + std::to_string(layout);
+  std::mt19937 random(3);
+  const auto subsets = subsets_of(columns, layout);
+  const std::vector<Acc> temperature = uniform<Acc>(columns, 0.5, 2);
+  SubsetDistillationParams<Acc> p{};
+  Matrix<Storage> student(rows, columns), grad(rows, columns), first(rows, columns);
+  check::fill_normal(student, random, 3);
+  std::vector<Matrix<Storage>> teachers;
+  for (size_t l = 0; l < subsets.size(); l++) {
+    const int64_t size = static_cast<int64_t>(subsets[l].size());
+    teachers.emplace_back(rows, size);
+    check::fill_normal(teachers[l], random, 3);
+    p.teacher[l] = teachers[l].data();
+    p.teacher_stride[l] = size;
+    p.classes[l] = subsets[l].data();
+    p.offset[l + 1] = p.offset[l] + size;
+    p.kl_factor[l] = static_cast<Acc>(l + 1);
+  }
+  Matrix<Storage> teacher_grad(1, rows * p.offset[subsets.size()]);
+  Matrix<Storage> first_teacher_grad(1, rows * p.offset[subsets.size()]);
+  Matrix<Acc> row_loss(rows, 1), first_loss(rows, 1);
+  Matrix<Acc> grad_scale(1 + static_cast<int64_t>(subsets.size()), rows);
+  p.rows = rows;
+  p.columns = columns;
+  p.subsets = static_cast<int>(subsets.size());
+  p.student = student.data();
+  p.student_stride = columns;
+  p.temperature = Acc(1.5);
+  p.column_temperature = column_temperature ? temperature.data() : nullptr;
+  p.reduction_factor = 1;
+  p.row_loss = row_loss.data();
+  p.student_grad = grad.data();
+  p.teacher_grad = column_temperature ? teacher_grad.data() : nullptr;
+  if (std::is_same_v<Storage, Half>) p.grad_scale = grad_scale.data();
+  const SubsetPlanner<Acc> planner(p);
+  check::that(planner.valid(), "good classes are refused");
+  for_each_isa([&](Isa isa) {
+    grad.poison();
+    teacher_grad.poison();
+    row_loss.poison();
+    auto run = [&](auto scratch_size, auto kernel) {
+      Scratch<Acc> scratch(scratch_size(p, planner.plan()));
+      kernel(p, planner.plan(), check::kDType<Storage>, 0, rows, scratch.data());
+    };
+    switch (isa) {
+#define LTK_CASE(name)                                                                \
+  case Isa::name:                                                                     \
+    run(name::subset_distillation_scratch<Acc>, name::subset_distillation_rows<Acc>); \
+    break;
+      LTK_FOR_EACH_ISA(LTK_CASE)
+#undef LTK_CASE
+    }
+    if (isa == Isa::baseline) {
+      std::memcpy(first.data(), grad.data(), rows * columns * sizeof(Storage));
+      std::memcpy(first_loss.data(), row_loss.data(), rows * sizeof(Acc));
+      std::memcpy(first_teacher_grad.data(), teacher_grad.data(), teacher_grad.bytes().size());
+    }
+    const double size = p.grad_scale ? std::pow(2.0, 14) : 40.0;
+    same(grad, first, size, "gradient");
+    same(row_loss, first_loss, 1000.0, "loss");
+    if (p.teacher_grad != nullptr) same(teacher_grad, first_teacher_grad, size, "teacher's");
+  });
+}
+
+void bad_classes() {
+  check::context = "bad classes";
+  for (const std::vector<int64_t>& bad :
+       {std::vector<int64_t>{0, 5}, {0, -1}, {3, 3}, {int64_t{1} << 32, 1}}) {
+    SubsetDistillationParams<float> p{};
+    p.columns = 5;
+    p.subsets = 1;
+    p.classes[0] = bad.data();
+    p.offset[1] = 2;
+    check::that(!SubsetPlanner<float>(p).valid(), "bad classes are accepted");
+  }
+}
+
 template <class Storage>
 void every_kernel() {
   for (int64_t columns : kColumns) {
     for (int feature = kPlain; feature <= kTeacherGradient; feature++)
       distillation<Storage>(columns, static_cast<Feature>(feature));
+    for (int layout = kSorted; layout <= kPartial; layout++)
+      for (bool column_temperature : {false, true})
+        subset_distillation<Storage>(columns, static_cast<Layout>(layout), column_temperature);
     for (bool adjusted : {false, true})
       for (double smoothing : {0.0, 0.1})
         adjusted_cross_entropy<Storage>(columns, adjusted, smoothing);
@@ -208,5 +311,6 @@ int main() {
   check::test("float64", every_kernel<double>);
   check::test("float16", every_kernel<Half>);
   check::test("bfloat16", every_kernel<BFloat16>);
+  check::test("classes out of range or twice", bad_classes);
   return check::finish();
 }

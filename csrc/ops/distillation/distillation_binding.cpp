@@ -48,13 +48,12 @@ void distillation_cpu(const DistillationParams<Acc>& p, DType dtype) {
   if (p.loss != nullptr) *p.loss = p.reduction_factor * ordered_sum(p.row_loss, p.rows);
 }
 
-Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
-                     double temperature, const Optional& row_temperature,
-                     const Optional& column_temperature, const Optional& class_weight,
-                     double kl_factor, const Optional& row_factor, const Optional& target,
-                     const Optional& target_b, double lam, const Optional& row_lam,
-                     const Optional& soft_target, int64_t reduction, bool student_gradient,
-                     bool teacher_gradient) {
+Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits, double temperature,
+                     const Optional& row_temperature, const Optional& column_temperature,
+                     const Optional& class_weight, double kl_factor, const Optional& row_factor,
+                     const Optional& target, const Optional& target_b, double lam,
+                     const Optional& row_lam, const Optional& soft_target, int64_t reduction,
+                     bool student_gradient, bool teacher_gradient) {
   const Tensor student = rows_of(student_logits, "student");
   const Tensor teacher = rows_of(teacher_logits, "teacher");
   const DType dtype = dtype_of(student);

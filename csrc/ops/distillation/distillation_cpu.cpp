@@ -142,8 +142,7 @@ struct Row {
     WeightedDistance<Acc> soft_distance;  // of the soft target's logits from their maximum
     for (int64_t k = 0, at = 0; at < size; k++, at += kChunk) {
       const int64_t count = size - at < kChunk ? size - at : kChunk;
-      const Staged<Acc> s =
-          stage(student + at, count, of_student.at(at), scratch.student);
+      const Staged<Acc> s = stage(student + at, count, of_student.at(at), scratch.student);
       const Staged<Acc> t = stage(teacher + at, count, of_teacher.at(at), scratch.teacher);
       Staged<Acc> l = s;
       if (stage_logits) l = stage(student + at, count, Transform<Acc>{}, scratch.logits);
@@ -288,8 +287,7 @@ struct Row {
     const Acc log_ratio = std::log(zs) - std::log(zt) - kl;
     for (int64_t at = 0; at < p.columns; at += kChunk) {
       const int64_t count = p.columns - at < kChunk ? p.columns - at : kChunk;
-      const Acc* s =
-          stage(student + at, count, of_student.at(at), scratch.student).x;
+      const Acc* s = stage(student + at, count, of_student.at(at), scratch.student).x;
       const Acc* t = stage(teacher + at, count, of_teacher.at(at), scratch.teacher).x;
       const V scale = broadcast(log2_scale), mt = broadcast(max_t);
       const V ms = broadcast(max_s), inv = broadcast(inverse);

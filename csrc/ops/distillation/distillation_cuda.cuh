@@ -578,8 +578,7 @@ struct GeneralRow {
   __device__ __forceinline__ KdMaxima<Acc> exponents(int64_t j) const {
     const Acc scale = kLog2E<Acc> / temperature(j);
     const Acc b = widen(teacher[j]) * scale;
-    return {widen(student[j]) * scale,
-            p.class_weight ? b + fast_log2(p.class_weight[j]) : b};
+    return {widen(student[j]) * scale, p.class_weight ? b + fast_log2(p.class_weight[j]) : b};
   }
   __device__ __forceinline__ Acc soft_at(int64_t c) const { return soft ? soft[c] : Acc(0); }
 

@@ -8,13 +8,13 @@
 // Gradients, with f = 1/N for the mean, 1 otherwise:
 //   d student[n, c]   = f * sum_{l: c in S_l} k_l / T_c (p_c - q_c),  0 outside of all subsets
 //   d teacher_l[n, c] = f * k_l / T_c q_c (log q_c - log p_c - KL_l)
-// A logit of -inf is a constant: its gradient is 0. Where q_c = 0 the term is 0. A row whose KL_l is
-// infinite has no gradient to teacher l. A row whose student or teacher has no finite logit in S_l
-// is NaN in the loss and in the gradients of S_l. Subsets may overlap; their gradients are added in
-// the order of the subsets, before they are rounded.
+// A logit of -inf is a constant: its gradient is 0. Where q_c = 0 the term is 0. A row whose KL_l
+// is infinite has no gradient to teacher l. A row whose student or teacher has no finite logit in
+// S_l is NaN in the loss and in the gradients of S_l. Subsets may overlap; their gradients are
+// added in the order of the subsets, before they are rounded.
 //
-// Bytes that must move, with gradient: the student's columns in a subset and the teachers read once,
-// the gradient written once.
+// Bytes that must move, with gradient: the student's columns in a subset and the teachers read
+// once, the gradient written once.
 #pragma once
 
 #include "common/dtype.h"

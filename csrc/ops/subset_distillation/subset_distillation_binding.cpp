@@ -24,11 +24,11 @@ void subset_distillation_cpu(const SubsetDistillationParams<Acc>& p, DType dtype
   const SubsetPlan<Acc>& plan = planner.plan();
   for_rows(p.rows, p.offset[p.subsets], [&](int64_t begin, int64_t end) {
     switch (selected_isa()) {
-#define LTK_CASE(isa)                                                                          \
-  case Isa::isa:                                                                               \
-    isa::subset_distillation_rows<Acc>(                                                        \
-        p, plan, dtype, begin, end,                                                            \
-        thread_scratch<Acc>(isa::subset_distillation_scratch(p, plan)));                       \
+#define LTK_CASE(isa)                                                    \
+  case Isa::isa:                                                         \
+    isa::subset_distillation_rows<Acc>(                                  \
+        p, plan, dtype, begin, end,                                      \
+        thread_scratch<Acc>(isa::subset_distillation_scratch(p, plan))); \
     break;
       LTK_FOR_EACH_ISA(LTK_CASE)
 #undef LTK_CASE
@@ -78,8 +78,7 @@ Outputs subset_distillation(const Tensor& student_logits, std::vector<Tensor> te
     p.temperature = static_cast<Acc>(temperature);
     p.row_temperature = data_or_null<Acc>(row_temperature, n, "row_temperature", student);
     p.column_temperature = data_or_null<Acc>(column_temperature, c, "column_temperature", student);
-    p.subset_factor =
-        data_or_null<Acc>(subset_factor, p.subsets, "subset_factor", student);
+    p.subset_factor = data_or_null<Acc>(subset_factor, p.subsets, "subset_factor", student);
     p.row_factor = data_or_null<Acc>(row_factor, n, "row_factor", student);
     p.reduction_factor =
         reduction == static_cast<int64_t>(Reduction::Mean) ? Acc(1) / Acc(n) : Acc(1);
@@ -89,9 +88,8 @@ Outputs subset_distillation(const Tensor& student_logits, std::vector<Tensor> te
     const Tensor loss = reduction == 0 ? row_loss : empty_scalar(acc, student);
     const Tensor student_grad =
         student_gradient ? empty({n, c}, storage, student) : no_tensor(student);
-    const Tensor teacher_grad = teacher_gradient
-                                    ? empty({n * p.offset[p.subsets]}, storage, student)
-                                    : no_tensor(student);
+    const Tensor teacher_grad =
+        teacher_gradient ? empty({n * p.offset[p.subsets]}, storage, student) : no_tensor(student);
     const bool scaled = dtype == DType::Float16 && (student_gradient || teacher_gradient);
     const Tensor grad_scale = scaled ? empty({1 + p.subsets, n}, acc, student) : no_tensor(student);
     p.row_loss = static_cast<Acc*>(row_loss.mutable_data_ptr());

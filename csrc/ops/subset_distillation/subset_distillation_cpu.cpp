@@ -4,8 +4,8 @@
 // Subset after subset, piece after piece: the student's columns and the teacher's logits are staged
 // in the first-level cache, their exponentials taken relative to the running maxima and kept; after
 // the last piece they become the gradient. A piece of neighbouring columns is read and written like
-// a row of its own; scattered columns are gathered and scattered value by value, which is as fast as
-// the processors' own gathers. Where subsets overlap the gradient is added up in a buffer.
+// a row of its own; scattered columns are gathered and scattered value by value, which is as fast
+// as the processors' own gathers. Where subsets overlap the gradient is added up in a buffer.
 #include "ops/subset_distillation/subset_distillation_cpu.h"
 
 #include "common/cpu/row.h"
@@ -55,7 +55,8 @@ template <class Storage>
 inline void gather(const Storage* row, const int32_t* classes, int64_t n, Storage* to) {
   int64_t i = 0;
   for (; i + 4 <= n; i += 4) {
-    const uint64_t ab = load_bytes<uint64_t>(classes + i), cd = load_bytes<uint64_t>(classes + i + 2);
+    const uint64_t ab = load_bytes<uint64_t>(classes + i),
+                   cd = load_bytes<uint64_t>(classes + i + 2);
     const Storage a = row[ab & 0xffffffffu], b = row[ab >> 32];
     const Storage c = row[cd & 0xffffffffu], d = row[cd >> 32];
     to[i] = a;
@@ -69,7 +70,8 @@ template <class Storage>
 inline void scatter(const Storage* from, const int32_t* classes, int64_t n, Storage* row) {
   int64_t i = 0;
   for (; i + 4 <= n; i += 4) {
-    const uint64_t ab = load_bytes<uint64_t>(classes + i), cd = load_bytes<uint64_t>(classes + i + 2);
+    const uint64_t ab = load_bytes<uint64_t>(classes + i),
+                   cd = load_bytes<uint64_t>(classes + i + 2);
     const Storage a = from[i], b = from[i + 1], c = from[i + 2], d = from[i + 3];
     row[ab & 0xffffffffu] = a;
     row[ab >> 32] = b;
@@ -211,8 +213,8 @@ struct Row {
     for (int64_t k = plan.first_piece[l]; k < plan.first_piece[l + 1]; k++) {
       const SubsetPiece& piece = plan.pieces[k];
       const Staged<Acc> s = stage_student(n, l, piece);
-      const Staged<Acc> t = stage(teacher_row(n, l) + piece.at, piece.count,
-                                  transform(l, piece.at), scratch.teacher);
+      const Staged<Acc> t =
+          stage(teacher_row(n, l) + piece.at, piece.count, transform(l, piece.at), scratch.teacher);
       const Acc before_s = max_s.origin(), before_t = max_t.origin();
       sums.student *= max_s.raise(s.max, log2_scale);
       const Acc teacher_correction = max_t.raise(t.max, log2_scale);
@@ -312,8 +314,7 @@ struct Row {
   void teacher_gradient(int64_t n, int l, const Coefficients& by, Acc kl, Acc max_s, Acc max_t,
                         Acc zs, Acc zt) const {
     const int64_t size = p.offset[l + 1] - p.offset[l];
-    Storage* out =
-        static_cast<Storage*>(p.teacher_grad) + p.rows * p.offset[l] + n * size;
+    Storage* out = static_cast<Storage*>(p.teacher_grad) + p.rows * p.offset[l] + n * size;
     const bool infinite = kl == kInf<Acc>;
     const V scale = broadcast(by.log2_scale), inverse = broadcast(by.inverse);
     const V ms = broadcast(max_s), mt = broadcast(max_t);
@@ -323,9 +324,9 @@ struct Row {
     for (int64_t k = plan.first_piece[l]; k < plan.first_piece[l + 1]; k++) {
       const SubsetPiece& piece = plan.pieces[k];
       const Acc* s = stage_student(n, l, piece).x;
-      const Acc* t = stage(teacher_row(n, l) + piece.at, piece.count, transform(l, piece.at),
-                           scratch.teacher)
-                         .x;
+      const Acc* t =
+          stage(teacher_row(n, l) + piece.at, piece.count, transform(l, piece.at), scratch.teacher)
+              .x;
       Acc* gradient = scratch.teacher;  // in the place of what it is made of
       for (int64_t i = 0; i < piece.count; i += L) {
         const V x = load(t + i), e = exp2((x - mt) * scale);

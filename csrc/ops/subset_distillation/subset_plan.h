@@ -26,9 +26,9 @@ class SubsetPlanner {
   SubsetPlanner& operator=(const SubsetPlanner&) = delete;
 
  private:
-  static constexpr int64_t kPiece = 1024;       // what the kernel stages at a time
-  static constexpr int64_t kShortestRun = 24;   // below, a piece of its own costs more than it saves
-  static constexpr size_t kMostOutside = 16;    // ranges; more than these, and rows are cleared
+  static constexpr int64_t kPiece = 1024;      // what the kernel stages at a time
+  static constexpr int64_t kShortestRun = 24;  // below, a piece of its own costs more than it saves
+  static constexpr size_t kMostOutside = 16;   // ranges; more than these, and rows are cleared
 
   static int64_t run_at(const int32_t* classes, int64_t size, int64_t at) {
     int64_t end = at + 1;
