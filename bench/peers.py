@@ -214,7 +214,6 @@ class Draw:
         order = torch.randperm(self.classes, generator=self.generator, device=self.device)
         return order[: subset_size(self.classes)].sort().values
 
-
     def experts(self, *, scattered: bool) -> tuple[Tensor, ...]:
         """The logits of SUBSETS experts, and the classes that each knows.
 

@@ -286,7 +286,8 @@ def _subsets(
                     f"`{op}`: expected `teacher` and `classes` to be two tensors or two sequences "
                     f"of L tensors, got {type(value).__name__} for `{name}`"
                 )
-        assert isinstance(teacher, Sequence) and isinstance(classes, Sequence)
+        assert isinstance(teacher, Sequence)
+        assert isinstance(classes, Sequence)
         if len(teacher) != len(classes) or len(classes) == 0:
             raise ValueError(
                 f"`{op}`: expected `teacher` and `classes` of L >= 1 subsets, "

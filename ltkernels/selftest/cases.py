@@ -192,6 +192,11 @@ def _target(random: Random, rows: int, classes: int, **options: Any) -> Made:
     return Made(inputs.class_indices, (rows, classes), {**options, "seed": _seed(random)})
 
 
+def _class_subset(random: Random, size: int, classes: int) -> Made:
+    options = {"order": random.choice(["random", "sorted", "neighbours"]), "seed": _seed(random)}
+    return Made(inputs.class_subset, (size, classes), options)
+
+
 def _class_weight(random: Random, classes: int) -> Made:
     return _uniform(random, classes, low=0.01, high=2.0, zeros=random.choice([0.0, 0.1]))
 
@@ -205,15 +210,21 @@ def _reduction(random: Random) -> str:
 
 def _kd_loss(random: Random, dtype: torch.dtype) -> Arguments:
     rows, classes = _shape(random)
-    known: int = classes
-    call: Arguments = {}
-    if _sometimes(random):
-        known = random.randint(1, classes)
-        of = (known, classes)
-        call["classes"] = Made(inputs.class_subset, of, {"seed": _seed(random)})
     other = random.choice([dtype, dtype, dtype, *DTYPES])
-    call["student"] = _logits(random, rows, classes, dtype)
-    call["teacher"] = _logits(random, rows, known, other)
+    call: Arguments = {"student": _logits(random, rows, classes, dtype)}
+    kind = random.choice(["all classes", "a subset", "subsets"])
+    if kind == "all classes":
+        call["teacher"] = _logits(random, rows, classes, other)
+    else:
+        known = [random.randint(1, classes) for _ in range(random.choice([1, 2, 3, 7]))]
+        call["classes"] = [_class_subset(random, size, classes) for size in known]
+        call["teacher"] = [_logits(random, rows, size, other) for size in known]
+        if kind == "a subset":
+            call["classes"], call["teacher"] = call["classes"][0], call["teacher"][0]
+        elif _sometimes(random):
+            call["subset_weight"] = [random.choice([0.0, 1, -0.5, 2.0]) for _ in known]
+        elif _sometimes(random):
+            call["subset_weight"] = _uniform(random, len(known), low=-0.5, high=1.5)
     call["temperature"] = _temperature(random, rows, classes)
     if _sometimes(random):
         call["t2"] = random.choice([False, 3, 0.5])

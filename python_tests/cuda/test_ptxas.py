@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
-OPS = ["distillation", "adjusted_cross_entropy", "scale_gradient"]
+OPS = ["distillation", "adjusted_cross_entropy", "scale_gradient", "subset_distillation"]
 ARCHITECTURES = ["75", "80", "90", "100", "120"]
 REGISTERS = 65536  # of a multiprocessor, on every architecture above
 RESIDENT_ROW = re.compile(r"_residentI\S+?Li(\d+)ELi(\d+)E")

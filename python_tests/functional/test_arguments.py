@@ -148,6 +148,47 @@ BAD: dict[tuple[str, str], list[tuple[Any, type[Exception]]]] = {
 }
 GOOD = {"kd_loss": KD, "bkd_loss": BKD, "adjusted_cross_entropy": ACE}
 SUBSET = {"classes": classes(0, 2), "teacher": torch.zeros(N, S)}
+
+
+def subset_cases() -> list[Case]:
+    """Several subsets."""
+    two = {
+        "classes": [classes(0, 2), classes(1)],
+        "teacher": [torch.zeros(N, 2), torch.zeros(N, 1)],
+    }
+    t, c = two["teacher"], two["classes"]
+    both = "teacher` and `classes"
+    found: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"teacher": t[0]}, TypeError, both),
+        ({"classes": c[0]}, TypeError, both),
+        ({"classes": None}, TypeError, "teacher"),
+        ({"teacher": t[:1]}, ValueError, both),
+        ({"teacher": [], "classes": []}, ValueError, both),
+        ({"teacher": [t[0], None]}, TypeError, "teacher[1]"),
+        ({"teacher": [t[0], t[0]]}, ValueError, "teacher[1]"),
+        ({"teacher": [t[0], torch.zeros(N + 1, 1)]}, ValueError, "teacher[1]"),
+        ({"teacher": [t[0], torch.zeros(N, 0)]}, ValueError, "teacher[1]"),
+        ({"teacher": [t[0].to("meta"), t[1]]}, ValueError, "teacher[0]"),
+        ({"classes": [c[0], [1]]}, TypeError, "classes[1]"),
+        ({"classes": [c[0], Y[:0]]}, ValueError, "classes[1]"),
+        ({"classes": [c[0].int(), c[1]]}, TypeError, "classes[0]"),
+        ({"classes": [c[0], classes(C)]}, IndexError, "classes[1]"),
+        ({"classes": [classes(-1, 1), c[1]]}, IndexError, "classes[0]"),
+        ({"classes": [classes(3, 3), c[1]]}, ValueError, "classes[0]"),
+        ({"subset_weight": 1.0}, TypeError, "subset_weight"),
+        ({"subset_weight": "11"}, TypeError, "subset_weight"),
+        ({"subset_weight": [1.0]}, ValueError, "subset_weight"),
+        ({"subset_weight": [1.0, "1"]}, TypeError, "subset_weight[1]"),
+        ({"subset_weight": [1.0, True]}, TypeError, "subset_weight[1]"),
+        ({"subset_weight": torch.ones(3)}, ValueError, "subset_weight"),
+        ({"subset_weight": torch.ones(2, dtype=torch.int64)}, TypeError, "subset_weight"),
+        ({"subset_weight": torch.ones(2, device="meta")}, ValueError, "subset_weight"),
+    ]
+    return [("kd_loss", {**KD, **two}, changes, error, name) for changes, error, name in found] + [
+        ("kd_loss", KD, {"subset_weight": [1.0]}, ValueError, "classes")
+    ]
+
+
 COMBINED: list[Case] = [
     ("kd_loss", KD, {**SUBSET, "classes": [0, 2]}, TypeError, "classes"),
     ("kd_loss", KD, {**SUBSET, "classes": classes(0, 2).int()}, TypeError, "classes"),
@@ -158,6 +199,7 @@ COMBINED: list[Case] = [
     ("kd_loss", KD, {**SUBSET, "classes": classes(-1, 0)}, IndexError, "classes"),
     ("kd_loss", KD, {**SUBSET, "classes": classes(0, 2).to("meta")}, ValueError, "classes"),
     ("kd_loss", KD, {**SUBSET, "teacher": T}, ValueError, "teacher"),
+    *subset_cases(),
     ("kd_loss", KD, {**SUBSET, "temperature": torch.ones(S)}, ValueError, "temperature"),
     ("bkd_loss", BKD, {"target_b": Y}, ValueError, "lam"),
     ("bkd_loss", BKD, {"lam": 0.5}, ValueError, "target_b"),
@@ -212,6 +254,7 @@ def test_refused(case: Case, module: Any) -> None:
         ("kd_loss", {"temperature": torch.full((C,), 2.0, dtype=torch.bfloat16)}),
         ("kd_loss", {"student": X.half(), "teacher": T.bfloat16()}),
         ("kd_loss", {"t2": 0}),
+        ("kd_loss", {"classes": [torch.arange(C)], "teacher": (T.half(),), "subset_weight": [2]}),
         ("bkd_loss", {"alpha": -1}),
         ("bkd_loss", {**MIXUP, "lam": torch.tensor(0.5, dtype=torch.float64)}),
         ("bkd_loss", {"target": torch.full((N, C), 0.2, dtype=torch.float16)}),

@@ -23,6 +23,11 @@ LOSSES: dict[str, Loss] = {
     "kd subset": lambda x, t, y: functional.kd_loss(
         x, t[:, : C // 2], classes=torch.arange(C // 2) * 2
     ),
+    "kd subsets": lambda x, t, y: functional.kd_loss(
+        x,
+        [t[:, :1000], t[:, 1000:]],
+        classes=[torch.arange(1000), torch.arange(1000, x.shape[1]).flip(0)],
+    ),
     "bkd": lambda x, t, y: functional.bkd_loss(x, t, y, torch.ones(x.shape[1])),
     "adjusted": lambda x, t, y: functional.adjusted_cross_entropy(
         x, y, bias=torch.ones(x.shape[1]), label_smoothing=0.1, focal_gamma=1.0

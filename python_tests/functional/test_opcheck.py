@@ -30,7 +30,6 @@ def distillation(dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[An
     arguments: dict[str, Any] = {
         "student": draw(N, C, dtype=dtype),
         "teacher": draw(N, C, seed=1, dtype=dtype),
-        "classes": None,
         "temperature": 2.0,
         "row_temperature": None,
         "column_temperature": None,
@@ -42,6 +41,25 @@ def distillation(dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[An
         "lam": 1.0,
         "row_lam": None,
         "soft_target": None,
+        "reduction": 1,
+        "student_gradient": True,
+        "teacher_gradient": True,
+    }
+    assert changes.keys() <= arguments.keys()
+    return tuple({**arguments, **changes}.values())
+
+
+def subsets(dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Any, ...]:
+    arguments: dict[str, Any] = {
+        "student": draw(N, C, dtype=dtype),
+        "teachers": [draw(N, S, seed=1, dtype=dtype), draw(N, 2, seed=2, dtype=dtype)],
+        "classes": [torch.tensor([4, 0, 36, 7, 1]), torch.tensor([2, 3])],
+        "temperature": 2.0,
+        "row_temperature": None,
+        "column_temperature": None,
+        "kl_factor": [4.0, 1.0],
+        "subset_factor": None,
+        "row_factor": None,
         "reduction": 1,
         "student_gradient": True,
         "teacher_gradient": True,
@@ -74,10 +92,8 @@ def distillation_variants(dtype: torch.dtype) -> dict[str, Overrides]:
         "kd": {},
         "forward": {"student_gradient": False, "teacher_gradient": False},
         "teacher only": {"student_gradient": False},
-        "subset": {
-            "classes": torch.tensor([4, 0, 36, 7, 1]),
-            "teacher": draw(N, S, dtype=dtype),
-            "column_temperature": torch.rand(S, dtype=a) + 1,
+        "columns": {
+            "column_temperature": torch.rand(C, dtype=a) + 1,
             "row_factor": torch.rand(1, dtype=a),
             "reduction": 0,
         },
@@ -96,6 +112,38 @@ def distillation_variants(dtype: torch.dtype) -> dict[str, Overrides]:
         "no rows": {
             "student": draw(0, C, dtype=dtype),
             "teacher": draw(0, C, dtype=dtype),
+            "reduction": 2,
+        },
+    }
+
+
+def subsets_variants(dtype: torch.dtype) -> dict[str, Overrides]:
+    a = acc(dtype)
+    return {
+        "plain": {},
+        "forward": {"student_gradient": False, "teacher_gradient": False},
+        "student only": {"teacher_gradient": False, "reduction": 2},
+        "teachers only": {"student_gradient": False, "reduction": 0},
+        "one": {
+            "teachers": [draw(N, S, dtype=dtype)],
+            "classes": [torch.arange(S)],
+            "kl_factor": [1.0],
+        },
+        "factors": {
+            "column_temperature": torch.rand(C, dtype=a) + 1,
+            "subset_factor": torch.rand(2, dtype=a),
+            "row_factor": torch.rand(N, dtype=a),
+            "reduction": 0,
+        },
+        "strided, overlapping": {
+            "student": draw(C, N, dtype=dtype).t(),
+            "teachers": [draw(1, S, dtype=dtype).expand(N, S), draw(2, N, dtype=dtype).t()],
+            "classes": [torch.arange(2 * S)[::2], torch.tensor([2, 3])],
+            "row_temperature": torch.rand(N, dtype=a) + 1,
+        },
+        "no rows": {
+            "student": draw(0, C, dtype=dtype),
+            "teachers": [draw(0, S, dtype=dtype), draw(0, 2, dtype=dtype)],
             "reduction": 2,
         },
     }
@@ -134,6 +182,13 @@ def test_distillation(variant: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", subsets_variants(torch.float32))
+def test_subset_distillation(variant: str, dtype: torch.dtype) -> None:
+    changes = subsets_variants(dtype)[variant]
+    opcheck(_ops.subset_distillation, subsets(dtype, **changes), test_utils=TESTS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", adjusted_variants(torch.float32))
 def test_adjusted_cross_entropy(variant: str, dtype: torch.dtype) -> None:
     changes = adjusted_variants(dtype)[variant]
@@ -167,13 +222,6 @@ WRONG_DISTILLATION: dict[str, Overrides] = {
     "teacher dtype": {"teacher": torch.zeros(N, C).half()},
     "teacher rows": {"teacher": torch.zeros(N + 1, C)},
     "teacher columns": {"teacher": torch.zeros(N, C - 1)},
-    "more classes than columns": {
-        "teacher": torch.zeros(N, C + 1),
-        "classes": torch.zeros(C + 1, dtype=torch.int64),
-    },
-    "classes size": {"classes": torch.arange(C - 1)},
-    "classes dtype": {"classes": torch.arange(C, dtype=torch.int32)},
-    "classes strided": {"classes": torch.arange(2 * C)[::2]},
     "row temperature": {"row_temperature": torch.ones(N + 1)},
     "row temperature dtype": {"row_temperature": torch.ones(N).double()},
     "column temperature": {"column_temperature": torch.ones(C - 1)},
@@ -189,8 +237,32 @@ WRONG_DISTILLATION: dict[str, Overrides] = {
     "soft target": {"soft_target": torch.rand(N, C + 1)},
     "soft target strided": {"soft_target": torch.rand(C, N).t()},
     "soft target dtype": {"soft_target": torch.rand(N, C).half()},
-    "subset with target": {"classes": torch.arange(C), "target": LONG},
-    "subset with soft target": {"classes": torch.arange(C), "soft_target": torch.rand(N, C)},
+}
+FIVE, TWO = torch.tensor([4, 0, 36, 7, 1]), torch.tensor([2, 3])
+WRONG_SUBSETS: dict[str, Overrides] = {
+    "student dtype": {"student": torch.zeros(N, C, dtype=torch.int64)},
+    "student dim": {"student": torch.zeros(C)},
+    "teacher dtype": {"teachers": [torch.zeros(N, S).half(), torch.zeros(N, 2)]},
+    "teacher rows": {"teachers": [torch.zeros(N, S), torch.zeros(N + 1, 2)]},
+    "teacher columns": {"teachers": [torch.zeros(N, S), torch.zeros(N, 3)]},
+    "no subset": {"teachers": [], "classes": [], "kl_factor": []},
+    "too many subsets": {
+        "teachers": [torch.zeros(N, 2)] * 17,
+        "classes": [TWO] * 17,
+        "kl_factor": [1.0] * 17,
+    },
+    "no class": {"teachers": [torch.zeros(N, S), torch.zeros(N, 0)], "classes": [FIVE, TWO[:0]]},
+    "classes dtype": {"classes": [FIVE.int(), TWO]},
+    "classes size": {"classes": [FIVE[:-1], TWO]},
+    "classes missing": {"classes": [FIVE]},
+    "classes twice": {"classes": [FIVE, torch.tensor([3, 3])]},
+    "classes beyond": {"classes": [FIVE, torch.tensor([3, C])]},
+    "classes negative": {"classes": [FIVE, torch.tensor([-1, 3])]},
+    "factors": {"kl_factor": [1.0]},
+    "column temperature": {"column_temperature": torch.ones(C - 1)},
+    "subset factor": {"subset_factor": torch.ones(3)},
+    "subset factor dtype": {"subset_factor": torch.ones(2).double()},
+    "row factor": {"row_factor": torch.ones(1)},
 }
 WRONG_ADJUSTED: dict[str, Overrides] = {
     "logits dtype": {"logits": torch.zeros(N, C, dtype=torch.int64)},
@@ -211,6 +283,12 @@ WRONG_ADJUSTED: dict[str, Overrides] = {
 def test_wrong_distillation_arguments(what: str) -> None:
     with pytest.raises(RuntimeError):
         _ops.distillation(*distillation(**WRONG_DISTILLATION[what]))
+
+
+@pytest.mark.parametrize("what", WRONG_SUBSETS)
+def test_wrong_subset_distillation_arguments(what: str) -> None:
+    with pytest.raises(RuntimeError):
+        _ops.subset_distillation(*subsets(**WRONG_SUBSETS[what]))
 
 
 @pytest.mark.parametrize("what", WRONG_ADJUSTED)

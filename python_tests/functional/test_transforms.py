@@ -48,6 +48,23 @@ def losses(module: Any, reduction: str = "mean") -> dict[str, Loss]:
     return {
         **kd_of_kind,
         "kd subset": lambda x: kd(x, teacher[:, :3].to(x.dtype), 2.0, classes=subset, **r),
+        "kd subsets": lambda x: kd(
+            x,
+            [teacher[:, :3].to(x.dtype), teacher[:, 3:5].to(x.dtype)],
+            2.0,
+            classes=[subset, torch.tensor([1, 2])],
+            subset_weight=[0.3, 2],
+            **r,
+        ),
+        "kd overlapping subsets": lambda x: kd(
+            x,
+            [teacher[:, :3].to(x.dtype), teacher.to(x.dtype)],
+            TEMPERATURES["class"],
+            classes=(subset, torch.arange(C)),
+            subset_weight=weight[:2],
+            sample_weight=weight[:N],
+            **r,
+        ),
         "kd weighted": lambda x: kd(
             x, teacher.to(x.dtype), 3.0, sample_weight=weight[:N], t2=False, **r
         ),
@@ -96,7 +113,15 @@ def test_gradcheck_of_both_sides() -> None:
         b = functional.kd_loss(
             student, teacher[:, :3], TEMPERATURES["class"], classes=subset, detach_teacher=False
         )
-        return a + b
+        c = functional.kd_loss(
+            student,
+            [teacher[:, :3], teacher[:, 2:4]],
+            TEMPERATURES["sample"],
+            classes=[subset, torch.tensor([3, 1])],
+            subset_weight=[0.4, 2.0],
+            detach_teacher=False,
+        )
+        return a + b + c
 
     assert gradcheck(loss, (draw(N, C).requires_grad_(), draw(N, C, seed=1).requires_grad_()))
 
@@ -202,6 +227,26 @@ def test_only_asked_gradients() -> None:
     (of_teacher,) = torch.autograd.grad(value, teacher)
     expected = reference.kd_loss(student, teacher, detach_teacher=False)
     torch.testing.assert_close(of_teacher, torch.autograd.grad(expected, teacher)[0])
+
+
+def test_only_asked_gradients_of_subsets() -> None:
+    student, classes = draw(N, C), [torch.tensor([0, 3]), torch.tensor([3, 6, 1])]
+    teachers = [draw(N, 2, seed=1), draw(N, 3, seed=2).requires_grad_()]
+    assert not functional.kd_loss(student, teachers, classes=classes).requires_grad
+    for dtype in (F64, torch.float16):
+        each = [
+            torch.autograd.grad(
+                module.kd_loss(
+                    student.to(dtype),
+                    [t.to(dtype) for t in teachers],
+                    classes=classes,
+                    detach_teacher=False,
+                ),
+                teachers[1],
+            )[0]
+            for module in (functional, reference)
+        ]
+        torch.testing.assert_close(*each, rtol=1e-3 if dtype == torch.float16 else 1e-9, atol=1e-6)
 
 
 def test_detached_teacher_has_no_gradient() -> None:

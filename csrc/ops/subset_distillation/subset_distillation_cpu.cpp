@@ -190,8 +190,8 @@ struct Row {
         if (p.teacher_grad != nullptr) {
           Acc of_teacher = p.reduction_factor;
           if (p.grad_scale != nullptr) {
-            // |q (log q - log p - KL)| <= KL + 1.
-            const Acc bound = kl < kInf<Acc> ? std::abs(kl) + 1 : Acc(1);
+            // |q (log q - log p - KL)| <= KL + 1; half_scale's margin takes 8 of it.
+            const Acc bound = kl > 7 && kl < kInf<Acc> ? (kl + 1) / 8 : Acc(1);
             Acc* scale = p.grad_scale + (1 + l) * p.rows + n;
             *scale = half_scale(float(of_teacher * std::abs(factor) * largest_inverse * bound));
             of_teacher /= *scale;
