@@ -297,12 +297,14 @@ def _subsets(
             (f"teacher[{i}]", t, f"classes[{i}]", c)
             for i, (t, c) in enumerate(zip(teacher, classes, strict=True))
         ]
+    teachers, subsets = [], []
     for teacher_name, t, classes_name, c in pairs:
-        x = logits(op, teacher_name, t, like=student)
-        size = class_subset(op, classes_name, c, student).shape[0]
-        if x.shape[0] != rows or x.shape[1] != size:
-            raise _fail_shape(op, teacher_name, "[N, S]", [rows, size], x)
-    return tuple(pair[1] for pair in pairs), tuple(pair[3] for pair in pairs)
+        teachers.append(logits(op, teacher_name, t, like=student))
+        subsets.append(class_subset(op, classes_name, c, student))
+        size = subsets[-1].shape[0]
+        if teachers[-1].shape[0] != rows or teachers[-1].shape[1] != size:
+            raise _fail_shape(op, teacher_name, "[N, S]", [rows, size], teachers[-1])
+    return tuple(teachers), tuple(subsets)
 
 
 def _subset_weight(op: str, value: object, subsets: int, like: Tensor) -> None:

@@ -32,6 +32,6 @@ def _(
     if teacher_gradient:
         teacher_grad = student.new_empty(sum(t.numel() for t in teachers))
     scaled = student.dtype == torch.float16 and (student_gradient or teacher_gradient)
-    rows = (1 + len(teachers), student.shape[0])
+    rows = (1 + len(teachers) * teacher_gradient, student.shape[0])
     scale = student.new_empty(rows if scaled else (0,), dtype=torch.float32)
     return loss, empty_gradient(student, student_gradient), teacher_grad, scale

@@ -190,7 +190,7 @@ def subset_cases() -> list[Case]:
 
 
 COMBINED: list[Case] = [
-    ("kd_loss", KD, {**SUBSET, "classes": [0, 2]}, TypeError, "classes"),
+    ("kd_loss", KD, {**SUBSET, "classes": [0, 2]}, TypeError, "teacher` and `classes"),
     ("kd_loss", KD, {**SUBSET, "classes": classes(0, 2).int()}, TypeError, "classes"),
     ("kd_loss", KD, {**SUBSET, "classes": Y[:0]}, ValueError, "classes"),
     ("kd_loss", KD, {**SUBSET, "classes": classes(0, 2).reshape(1, 2)}, ValueError, "classes"),

@@ -55,7 +55,7 @@ struct SubsetDistillationParams {
   void* teacher_grad;  // L of [N, S_l] contiguous, l from N * offset[l] on; or null
   // float16 gradients are stored divided by a power of two per row, the student's and each
   // teacher's own, which are written here; null for the other types.
-  Acc* grad_scale;  // [1 + L, N] or null
+  Acc* grad_scale;  // [1 + L, N], without teacher_grad [1, N]; or null
 };
 
 }  // namespace ltk

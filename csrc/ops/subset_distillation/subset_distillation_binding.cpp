@@ -91,7 +91,9 @@ Outputs subset_distillation(const Tensor& student_logits, std::vector<Tensor> te
     const Tensor teacher_grad =
         teacher_gradient ? empty({n * p.offset[p.subsets]}, storage, student) : no_tensor(student);
     const bool scaled = dtype == DType::Float16 && (student_gradient || teacher_gradient);
-    const Tensor grad_scale = scaled ? empty({1 + p.subsets, n}, acc, student) : no_tensor(student);
+    const Tensor grad_scale = scaled
+                                  ? empty({1 + (teacher_gradient ? p.subsets : 0), n}, acc, student)
+                                  : no_tensor(student);
     p.row_loss = static_cast<Acc*>(row_loss.mutable_data_ptr());
     p.loss = reduction == 0 ? nullptr : static_cast<Acc*>(loss.mutable_data_ptr());
     p.student_grad = student_gradient ? student_grad.mutable_data_ptr() : nullptr;
