@@ -62,6 +62,8 @@ class Op:
         draw: (random, dtype of the logits) -> arguments.
         data: the arguments whose dtype is that of the logits; the others are constants.
         differentiable: (arguments) -> the names of those with a gradient.
+        parts: (built arguments) -> calls whose losses it is the sum of: each may be infinite or
+            not by an underflow, which a NaN of another one hides.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Op:
     draw: Callable[[Random, torch.dtype], Arguments]
     data: tuple[str, ...]
     differentiable: Callable[[Arguments], tuple[str, ...]]
+    parts: Callable[[Arguments], list[Arguments]] = lambda arguments: [arguments]
 
     @property
     def is_fused(self) -> bool:
@@ -235,6 +238,14 @@ def _kd_loss(random: Random, dtype: torch.dtype) -> Arguments:
     return {**call, "reduction": _reduction(random)}
 
 
+def _each_subset(arguments: Arguments) -> list[Arguments]:
+    if not isinstance(arguments["teacher"], list):
+        return [arguments]
+    rest = {k: v for k, v in arguments.items() if k != "subset_weight"}
+    pairs = zip(arguments["teacher"], arguments["classes"], strict=True)
+    return [{**rest, "teacher": teacher, "classes": classes} for teacher, classes in pairs]
+
+
 def _bkd_loss(random: Random, dtype: torch.dtype) -> Arguments:
     rows, classes = _shape(random)
     other = random.choice([dtype, dtype, dtype, *DTYPES])
@@ -294,7 +305,7 @@ def _both_sides(arguments: Arguments) -> tuple[str, ...]:
 CASES = {
     op.name: op
     for op in (
-        Op("kd_loss", "distillation", _kd_loss, ("student", "teacher"), _both_sides),
+        Op("kd_loss", "distillation", _kd_loss, ("student", "teacher"), _both_sides, _each_subset),
         Op("bkd_loss", "distillation", _bkd_loss, ("student", "teacher"), lambda _: ("student",)),
         Op(
             "adjusted_cross_entropy",
