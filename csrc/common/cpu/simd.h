@@ -77,10 +77,17 @@ inline void store(Acc* p, Vec<Acc> x) {
   std::memcpy(p, &x, sizeof x);
 }
 
-// `a > b ? a : b` is one max instruction; where `a` is NaN the result is `b`.
+// a > b ? a : b; where one is NaN the result is `b`.
 template <class V>
 inline V max(V a, V b) {
+#if defined(__AVX512F__)  // where GCC would compare into a mask and blend
+  if constexpr (sizeof(a[0]) == sizeof(float))
+    return V(_mm512_max_ps(__m512(a), __m512(b)));
+  else
+    return V(_mm512_max_pd(__m512d(a), __m512d(b)));
+#else
   return a > b ? a : b;
+#endif
 }
 
 // Horizontal reductions fold the upper half onto the lower until one lane is left: a fixed order,
@@ -112,14 +119,16 @@ inline Acc horizontal_max(Vec<Acc> x) {
   return fold<LTK_VECTOR_BYTES, Acc>(&copy, [](auto a, auto b) { return a > b ? a : b; });
 }
 
-// 2^x for x <= ~0, as softmax needs it. 2^x = 2^n 2^f with n = round(x); 2^f is the minimax
+// 2^x for x <= ~0, as softmax needs it, and for x > -inf only if `Finite`. 2^x = 2^n 2^f with n = round(x); 2^f is the minimax
 // polynomial of degree 5 on [-1/2, 1/2] among those with 2^0 = 1 exactly: relative error 9.1e-8,
 // 1.7e-7 as evaluated in float, 6.6e-8 in the root mean square. (Degree 6 evaluates to 7.9e-8.)
 // Results below 2^-126 are 0; NaN stays NaN.
+template <bool Finite = false>
 inline Vec<float> exp2(Vec<float> x) {
   using V = Vec<float>;
 #if defined(__AVX512F__)
-  const __m512 clamped = max(broadcast(-200.0f), V(x));  // NaN is the second operand: kept
+  // NaN is the second operand: kept. Where -inf is not allowed for, it becomes NaN below.
+  const __m512 clamped = __m512(Finite ? x : max(broadcast(-200.0f), x));
   const __m512 n = _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const V f = V(clamped) - V(n);
 #else
@@ -143,6 +152,7 @@ inline Vec<float> exp2(Vec<float> x) {
   return x < lowest ? V{} : scaled;
 #endif
 }
+template <bool Finite = false>
 inline Vec<double> exp2(Vec<double> x) {
   Vec<double> y;
   for (int i = 0; i < kLanes<double>; i++) y[i] = __builtin_exp2(x[i]);

@@ -75,9 +75,8 @@ struct Row {
       const Staged<Acc> z = adjusted(logits, at, count, y);
       sum *= row_max.raise(z.max, kLog2e<Acc>);
       maxima[k] = row_max.origin();
-      // The next chunk, or the next row's first one.
-      const int64_t next = at + count == size ? p.logits_stride : at + count;
-      sum += exponentials(z.x, count, row_max.origin(), at, {logits, next}, {out, at});
+      sum += exponentials(z.x, count, row_max.origin(), at,
+                          {logits, ahead_of(at, size, p.logits_stride)}, {out, at});
       if (p.label_smoothing > 0) {
         const Acc* w = p.class_weight ? p.class_weight + at : ones;
         smooth.add(sum_of(w, count), weighted_distance(w, z.x, count, row_max.origin()),
