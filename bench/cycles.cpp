@@ -20,9 +20,9 @@
 #include "ops/distillation/distillation_cpu.h"
 
 namespace ltk {
-#define LTK_DECLARE(isa)                            \
-  namespace isa {                                   \
-  float sum_of_exp2(const float* x, int64_t n);     \
+#define LTK_DECLARE(isa)                        \
+  namespace isa {                               \
+  float sum_of_exp2(const float* x, int64_t n); \
   }
 LTK_FOR_EACH_ISA(LTK_DECLARE)
 #undef LTK_DECLARE
@@ -65,8 +65,8 @@ double cycles(int64_t elements, const F& run) {
   double best = 1;
   for (int round = 0; round < 40; round++)
     best = std::min(best, seconds([&] {
-                      for (int i = 0; i < repeats; i++) run();
-                    }) / repeats);
+                            for (int i = 0; i < repeats; i++) run();
+                          }) / repeats);
   return best / cycle() / static_cast<double>(elements);
 }
 
@@ -174,10 +174,9 @@ double cross_entropy_cycles(Isa isa, DType dtype, const Shape& shape) {
   const float factor = 1.0f / static_cast<float>(shape.rows);
   return cycles(size, [&] {
     switch (isa) {
-#define LTK_CASE(isa)                                                                   \
-  case Isa::isa:                                                                        \
-    isa::adjusted_cross_entropy_rows<float>(p, factor, dtype, 0, shape.rows,            \
-                                            scratch.as<float>());                       \
+#define LTK_CASE(isa)                                                                              \
+  case Isa::isa:                                                                                   \
+    isa::adjusted_cross_entropy_rows<float>(p, factor, dtype, 0, shape.rows, scratch.as<float>()); \
     break;
       LTK_FOR_EACH_ISA(LTK_CASE)
 #undef LTK_CASE
@@ -200,7 +199,8 @@ double triad_cycles(const Shape& shape) {
 }  // namespace
 
 int main() {
-  const Shape shapes[] = {{"L1", 1, 1000}, {"L2", 8, 8142}, {"memory", 2048, 8142}};
+  const Shape shapes[] = {
+      {"L1", 16, 100}, {"L1", 1, 1000}, {"L2", 8, 8142}, {"memory", 2048, 8142}};
   std::printf("clock %.2f GHz; cycles an element\n\n", 1e-9 / cycle());
   std::printf("| | exp2 | |");
   for (const char* op : {"kd", "bkd", "cross-entropy"})

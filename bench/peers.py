@@ -170,7 +170,7 @@ class Draw:
         x = torch.randn(shape, generator=self.generator, device=self.device)
         return (3 * x).to(self.dtype)
 
-    def experts(self) -> list[Tensor]:
+    def expert_logits(self) -> list[Tensor]:
         return [self.logits() for _ in range(EXPERTS)]
 
     def target(self) -> Tensor:

@@ -47,7 +47,7 @@ def kd_loss(
     return _distillation(
         "kd_loss",
         student,
-        teacher.detach() if detach_teacher else teacher,
+        teacher.detach() if detach_teacher and teacher.requires_grad else teacher,
         classes.contiguous() if classes is not None else None,
         scalar,
         row,
@@ -76,9 +76,18 @@ def bkd_loss(
     lam: float | Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    kind = _checks.bkd_loss(
-        student, teacher, target, class_weight, temperature, alpha, target_b, lam, reduction
+    given = (
+        student,
+        teacher,
+        target,
+        class_weight,
+        temperature,
+        alpha,
+        target_b,
+        lam,
+        reduction,
     )
+    kind = _checks.bkd_loss(*given, values=False)
     if not _backend.use_fused("bkd_loss", student, temperature):
         return reference.bkd_loss(
             student,
@@ -93,6 +102,7 @@ def bkd_loss(
         )
     student, teacher = _same_dtype(student, teacher)
     if alpha == 0:  # the teacher is not looked at: the divergence from the student itself is 0
+        _checks.bkd_loss(*given)
         teacher, class_weight = student, None
     scalar, row, column, kl_factor, row_factor = _temperature_arguments(
         temperature, kind, True, None, student
@@ -101,24 +111,28 @@ def bkd_loss(
     row_lam = constant(lam, student) if isinstance(lam, Tensor) and lam.dim() > 0 else None
     if isinstance(lam, Tensor) and lam.dim() == 0:
         row_lam = constant(lam, student).expand(student.shape[0]).contiguous()
-    return _distillation(
-        "bkd_loss",
-        student,
-        teacher.detach(),
-        None,
-        scalar,
-        row,
-        column,
-        None if class_weight is None else constant(class_weight, student),
-        kl_factor * alpha,
-        row_factor,
-        None if soft else target.contiguous(),
-        None if target_b is None else target_b.contiguous(),
-        float(lam) if isinstance(lam, (int, float)) else 1.0,
-        row_lam,
-        constant(target, student) if soft else None,
-        _ops.REDUCTION_CODE[reduction],
-    )
+    try:
+        return _distillation(
+            "bkd_loss",
+            student,
+            teacher.detach() if teacher.requires_grad else teacher,
+            None,
+            scalar,
+            row,
+            column,
+            None if class_weight is None else constant(class_weight, student),
+            kl_factor * alpha,
+            row_factor,
+            None if soft else target.contiguous(),
+            None if target_b is None else target_b.contiguous(),
+            float(lam) if isinstance(lam, (int, float)) else 1.0,
+            row_lam,
+            constant(target, student) if soft else None,
+            _ops.REDUCTION_CODE[reduction],
+        )
+    except RuntimeError:
+        _checks.bkd_loss(*given)
+        raise
 
 
 kd_loss.__doc__ = reference.kd_loss.__doc__

@@ -86,16 +86,16 @@ struct WeightedDistance {
   }
 };
 
-template <class Acc>
-inline void pad(Acc* x, int64_t n) {
-  for (int64_t i = n; i % kLanes<Acc> != 0; i++) x[i] = -kInf<Acc>;
-}
-
 // Compile-time choice of a generic lambda's body.
 template <bool B>
 struct Bool {
   static constexpr bool value = B;
 };
+
+template <class Acc>
+inline void pad(Acc* x, int64_t n) {
+  for (int64_t i = n; i % kLanes<Acc> != 0; i++) x[i] = -kInf<Acc>;
+}
 
 template <class T, class U>
 inline constexpr bool same_type = false;
@@ -125,30 +125,38 @@ inline Staged<Acc> stage(const Storage* source, int64_t n, const Transform<Acc>&
       store(buffer + i, x);
       top = max(x, top);
     }
-    Acc m = horizontal_max<Acc>(max(top, top2));
-    for (i = whole; i < n; i++) {
-      buffer[i] = to_float(source[i]);
-      m = buffer[i] > m ? buffer[i] : m;
+    if (whole < n) {
+      const Vec<Acc> x = load_tail(source + whole, n - whole, -kInf<Acc>);
+      store(buffer + whole, x);
+      top = max(x, top);
     }
-    pad(buffer, n);
-    return {buffer, m};
+    return {buffer, horizontal_max<Acc>(max(top, top2))};
   }
+  Vec<Acc> top = broadcast(-kInf<Acc>);
+  const Vec<Acc> factor = broadcast(f.shift_factor);
+  const auto transform = [&](const auto* from) {
+    const auto vector = [&](int64_t i, const auto& read) {
+      Vec<Acc> x = read(from + i, -kInf<Acc>);
+      if (f.scale != nullptr) x *= read(f.scale + i, Acc(1));
+      if (f.shift != nullptr) x += read(f.shift + i, Acc(0)) * factor;
+      store(buffer + i, x);
+      top = max(x, top);
+    };
+    for (int64_t i = 0; i < whole; i += L) vector(i, [](const auto* p, Acc) { return load(p); });
+    if (whole < n)
+      vector(whole, [&](const auto* p, Acc fill) { return load_tail(p, n - whole, fill); });
+  };
   if (f.index != nullptr) {
     for (int64_t i = 0; i < n; i++) buffer[i] = to_float(source[f.index[i]]);
+    transform(buffer);
   } else {
-    for (int64_t i = 0; i < whole; i += L) store(buffer + i, load(source + i));
-    for (int64_t i = whole; i < n; i++) buffer[i] = to_float(source[i]);
+    transform(source);
   }
-  if (f.scale != nullptr)
-    for (int64_t i = 0; i < n; i++) buffer[i] *= f.scale[i];
-  if (f.shift != nullptr)
-    for (int64_t i = 0; i < n; i++) buffer[i] += f.shift[i] * f.shift_factor;
-  pad(buffer, n);
-  return {buffer, max_of(buffer, n)};
+  return {buffer, horizontal_max<Acc>(top)};
 }
 
-// Lines that the memory system fetches while the arithmetic of a chunk keeps the core busy: those of
-// the logits two chunks ahead, and the gradient's for writing. Without, waiting for memory takes
+// Lines that the memory system fetches while the arithmetic of a chunk keeps the core busy: those
+// of the logits two chunks ahead, and the gradient's for writing. Without, waiting for memory takes
 // longer than the arithmetic (cycles an element of kd at 512 x 8142, float: 2.8 without, 1.6 one
 // chunk ahead, 1.4 two). Addresses past the end are computed as integers and only ever prefetched,
 // which is harmless anywhere.

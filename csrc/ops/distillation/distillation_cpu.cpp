@@ -4,8 +4,8 @@
 // maxima; its exponentials are taken relative to the running maxima, summed, and kept; after the
 // last chunk the kept exponentials, corrected for the maxima that grew meanwhile, become the
 // gradient. With x = logits / T, the running maxima m, e = exp(x - m) and Z = sum e,
-//   KL = sum e_t ((x_t - m_t) - (x_s - m_s)) / Z_t - ln Z_t + ln Z_s:
-// two exponentials an element and two logarithms a row.
+//   KL = sum e_t ((x_t - m_t) - (x_s - m_s)) / Z_t + ln (Z_s / Z_t):
+// two exponentials an element and one logarithm a row.
 // Class weights cost no more: w softmax(x) renormalised is softmax(x + log w).
 // The cross-entropy's exponential is a power of the distillation term's where T is 1, 2 or 4.
 #include "ops/distillation/distillation_cpu.h"
@@ -205,8 +205,8 @@ struct Row {
       }
     }
 
-    const Acc kl = inverse * (sums.difference / sums.teacher) - std::log(sums.teacher) +
-                   std::log(sums.student);
+    const Acc kl =
+        inverse * (sums.difference / sums.teacher) + std::log(sums.student / sums.teacher);
     const Acc factor =
         p.kl_factor * (p.row_factor ? p.row_factor[n * p.row_factor_stride] : Acc(1));
     Acc loss = factor * kl;
@@ -281,8 +281,7 @@ struct Row {
       if (soft == nullptr && p.classes == nullptr) {
         const int64_t whole = count - count % L;
         for (int64_t i = 0; i < whole; i += L) store(out + at + i, gradient(i));
-        for (int64_t i = whole; i < count; i++)
-          from_float(gradient_at(at + i, uk, vk, wk), out + at + i);
+        if (whole < count) store_tail(out + at + whole, gradient(whole), count - whole);
         if constexpr (Ce != CrossEntropy::None) {
           subtract_target(out, student, p.target[n], at, count, unit * lam, uk, vk, wk,
                           p.target_b && p.target_b[n] == p.target[n] ? unit * (1 - lam) : Acc(0));
