@@ -1,7 +1,9 @@
 """Argument checks shared by `ltkernels.reference` and `ltkernels.functional`.
 
 Shapes, dtypes and devices are checked always. Values (targets, temperatures, weights) are checked
-where that is cheap and cannot synchronise: tensors in CPU memory, outside of tracing.
+where that is cheap and cannot synchronise: tensors in CPU memory, outside of tracing. Before a
+fused kernel, which checks them itself, they are left to it (`values=False`); where it refuses, the
+same checks with values name what was wrong.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ REDUCTIONS = ("mean", "sum", "none")
 def can_read_values(tensor: Tensor) -> bool:
     """Whether the values of `tensor` may be looked at: real CPU memory, not being traced."""
     return (
-        not torch.compiler.is_compiling()
-        and tensor.device.type == "cpu"
+        tensor.is_cpu
+        and not torch.compiler.is_compiling()
         and type(tensor) in (Tensor, torch.nn.Parameter)  # not a fake or distributed tensor
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0  # no tracing mode
@@ -80,7 +82,7 @@ def logits(op: str, name: str, value: object, like: Tensor | None = None) -> Ten
 
 def same_device(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """`x` must lie where the logits lie."""
-    if x.device != like.device:
+    if not (x.is_cpu and like.is_cpu) and x.device != like.device:  # is_cpu is quick
         raise ValueError(
             f"`{op}`: expected `{name}` to be on {like.device} like the logits, got {x.device}"
         )
@@ -95,6 +97,7 @@ def vector(
     like: Tensor,
     *,
     non_negative: bool = False,
+    values: bool = True,
 ) -> Tensor:
     """A floating vector `[size]` on the device of `like`."""
     x = tensor(op, name, value)
@@ -103,7 +106,7 @@ def vector(
     if x.dim() != 1 or x.shape[0] != size:
         raise _fail_shape(op, name, f"[{symbol}]", [size], x)
     same_device(op, name, x, like)
-    if non_negative and can_read_values(x) and not x.min().item() >= 0:  # NaN fails too
+    if non_negative and values and can_read_values(x) and not x.min().item() >= 0:  # NaN fails too
         raise ValueError(f"`{op}`: expected `{name}` >= 0, got {float(x.min())}")
     return x
 
@@ -159,7 +162,13 @@ def temperature(
 
 
 def class_target(
-    op: str, name: str, value: object, like: Tensor, *, ignore_index: int | None = None
+    op: str,
+    name: str,
+    value: object,
+    like: Tensor,
+    *,
+    ignore_index: int | None = None,
+    values: bool = True,
 ) -> Tensor:
     """Class indices int64 `[N]` in 0..C-1 (or `ignore_index`) for the logits `like`."""
     x = tensor(op, name, value)
@@ -169,7 +178,7 @@ def class_target(
     if x.dim() != 1 or x.shape[0] != rows:
         raise _fail_shape(op, name, "[N]", [rows], x)
     same_device(op, name, x, like)
-    if can_read_values(x) and x.numel() > 0:
+    if values and can_read_values(x) and x.numel() > 0:
         low, high = x.min().item(), x.max().item()
         if ignore_index is not None and (low < 0 or high >= classes):
             kept = x[x != ignore_index]
@@ -337,6 +346,8 @@ def bkd_loss(
     target_b: object,
     lam: object,
     reduction_: object,
+    *,
+    values: bool = True,
 ) -> TemperatureKind:
     """Check the arguments of `bkd_loss`; returns the kind of its temperature."""
     op = "bkd_loss"
@@ -353,15 +364,15 @@ def bkd_loss(
         if target_b is not None:
             raise ValueError(f"`{op}`: expected `target` to be int64 [N] where `target_b` is given")
     else:
-        class_target(op, "target", y, s)
+        class_target(op, "target", y, s, values=values)
     if (target_b is None) != (lam is None):
         given, missing = ("lam", "target_b") if target_b is None else ("target_b", "lam")
         raise ValueError(f"`{op}`: expected `{missing}` where `{given}` is given")
     if target_b is not None:
-        class_target(op, "target_b", target_b, s)
+        class_target(op, "target_b", target_b, s, values=values)
         _share(op, lam, rows, s)
     if class_weight is not None:
-        vector(op, "class_weight", class_weight, "C", columns, s, non_negative=True)
+        vector(op, "class_weight", class_weight, "C", columns, s, non_negative=True, values=values)
     number(op, "alpha", alpha)
     reduction(op, reduction_)
     return temperature(op, temperature_, rows, columns, s)
@@ -389,6 +400,8 @@ def adjusted_cross_entropy(
     focal_gamma: object,
     ignore_index: object,
     reduction_: object,
+    *,
+    values: bool = True,
 ) -> None:
     """Check the arguments of `adjusted_cross_entropy`."""
     op = "adjusted_cross_entropy"
@@ -398,14 +411,14 @@ def adjusted_cross_entropy(
         raise TypeError(
             f"`{op}`: expected `ignore_index` to be an int, got {type(ignore_index).__name__}"
         )
-    class_target(op, "target", target, x, ignore_index=ignore_index)
+    class_target(op, "target", target, x, ignore_index=ignore_index, values=values)
     positive(op, "scale", scale)
     if margin is not None:
         vector(op, "margin", margin, "C", classes, x)
     if bias is not None:
         vector(op, "bias", bias, "C", classes, x)
     if class_weight is not None:
-        vector(op, "class_weight", class_weight, "C", classes, x, non_negative=True)
+        vector(op, "class_weight", class_weight, "C", classes, x, non_negative=True, values=values)
     if not 0 <= number(op, "label_smoothing", label_smoothing) <= 1:
         raise ValueError(f"`{op}`: expected `label_smoothing` in 0..1, got {label_smoothing}")
     if not 0 <= number(op, "focal_gamma", focal_gamma) < math.inf:

@@ -80,6 +80,14 @@ inline void check_indices(const int64_t* index, int64_t count, int64_t size, con
   STD_TORCH_CHECK(inside, "expected `", name, "` in 0..", size - 1);
 }
 
+// The logarithm of a negative weight would be a NaN that nothing names.
+template <class T>
+void check_non_negative(const T* x, int64_t count, const char* name) {
+  bool valid = true;
+  for (int64_t i = 0; x != nullptr && i < count; i++) valid &= x[i] >= 0;
+  STD_TORCH_CHECK(valid, "expected `", name, "` >= 0");
+}
+
 inline Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t dim, ScalarType dtype,
                     const Tensor& like) {
   const auto device = like.device();
@@ -101,6 +109,25 @@ inline Tensor empty_scalar(ScalarType dtype, const Tensor& like) {
 }
 // What an op returns for an output that was not asked for.
 inline Tensor no_tensor(const Tensor& like) { return empty({0}, ScalarType::Float, like); }
+
+// Where the losses of N rows go: into `loss` itself, which is [N], or into memory of the call.
+template <class Acc>
+class RowLoss {
+ public:
+  RowLoss(bool is_loss, const Tensor& loss, int64_t n) : rows_(loss) {
+    if (!is_loss && loss.is_cuda())
+      rows_ = empty({n}, scalar_type_of<Acc>(), loss);
+    else if (!is_loss)
+      memory_.reset(new Acc[static_cast<size_t>(n)]);  // an allocation by torch costs more
+  }
+  Acc* data() const {
+    return memory_ ? memory_.get() : static_cast<Acc*>(rows_.mutable_data_ptr());
+  }
+
+ private:
+  Tensor rows_;
+  std::unique_ptr<Acc[]> memory_;
+};
 
 // body(begin, end) over ranges of rows, in parallel where there is enough work.
 template <class F>

@@ -31,9 +31,9 @@ def scaled(op: str, loss: Tensor, gradient: Tensor, upstream: Tensor, scale: Ten
     if torch._C._are_functorch_transforms_active():  # is_grads_batched=True: a vmap of backwards
         return _product_by_definition(gradient, upstream, scale)
     one = (
-        _checks.can_read_values(upstream)  # reading another device's value would wait for it
-        and upstream.dim() == 0
+        upstream.dim() == 0
         and scale.numel() == 0
+        and _checks.can_read_values(upstream)  # reading another device's value would wait for it
         and upstream.item() == 1.0
     )
     result = gradient if one else _product(gradient, upstream, scale)

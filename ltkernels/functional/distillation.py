@@ -114,9 +114,18 @@ def bkd_loss(
     lam: float | Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    kind = _checks.bkd_loss(
-        student, teacher, target, class_weight, temperature, alpha, target_b, lam, reduction
+    given = (
+        student,
+        teacher,
+        target,
+        class_weight,
+        temperature,
+        alpha,
+        target_b,
+        lam,
+        reduction,
     )
+    kind = _checks.bkd_loss(*given, values=False)
     if not _backend.use_fused("bkd_loss", student, temperature):
         return reference.bkd_loss(
             student,
@@ -133,6 +142,7 @@ def bkd_loss(
         dtype = _widest(student, teacher)
         student, teacher = student.to(dtype), teacher.to(dtype)
     if alpha == 0:  # the teacher is not looked at: the divergence from the student itself is 0
+        _checks.bkd_loss(*given)
         teacher, class_weight = student, None
     scalar, row, column, kl_factor, row_factor = _temperature_arguments(
         temperature, kind, True, student
@@ -141,23 +151,27 @@ def bkd_loss(
     row_lam = constant(lam, student) if isinstance(lam, Tensor) and lam.dim() > 0 else None
     if isinstance(lam, Tensor) and lam.dim() == 0:
         row_lam = constant(lam, student).expand(student.shape[0]).contiguous()
-    return _distillation(
-        "bkd_loss",
-        student,
-        teacher.detach(),
-        scalar,
-        row,
-        column,
-        None if class_weight is None else constant(class_weight, student),
-        kl_factor * alpha,
-        row_factor,
-        None if soft else target.contiguous(),
-        None if target_b is None else target_b.contiguous(),
-        float(lam) if isinstance(lam, (int, float)) else 1.0,
-        row_lam,
-        constant(target, student) if soft else None,
-        _ops.REDUCTION_CODE[reduction],
-    )
+    try:
+        return _distillation(
+            "bkd_loss",
+            student,
+            teacher.detach() if teacher.requires_grad else teacher,
+            scalar,
+            row,
+            column,
+            None if class_weight is None else constant(class_weight, student),
+            kl_factor * alpha,
+            row_factor,
+            None if soft else target.contiguous(),
+            None if target_b is None else target_b.contiguous(),
+            float(lam) if isinstance(lam, (int, float)) else 1.0,
+            row_lam,
+            constant(target, student) if soft else None,
+            _ops.REDUCTION_CODE[reduction],
+        )
+    except RuntimeError:
+        _checks.bkd_loss(*given)
+        raise
 
 
 kd_loss.__doc__ = reference.kd_loss.__doc__

@@ -114,7 +114,7 @@ def test_temperature_gradient_not_asked_for_takes_the_kernel(kernel_calls: list[
 def test_cuda_without_kernels_warns_once_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ops, "built_for_cuda", False)
     monkeypatch.setattr(_backend, "_warned", set())
-    on_cuda: Any = SimpleNamespace(device=torch.device("cuda"))
+    on_cuda: Any = SimpleNamespace(device=torch.device("cuda"), is_cpu=False, is_cuda=True)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for op in ("kd_loss", "kd_loss", "bkd_loss", "kd_loss"):

@@ -64,8 +64,8 @@ Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
   return dispatch_accumulate(dtype, [&](auto zero) -> Outputs {
     using Acc = decltype(zero);
     constexpr ScalarType acc = scalar_type_of<Acc>();
-    const Tensor row_loss = empty({n}, acc, student);
-    const Tensor loss = reduction == 0 ? row_loss : empty_scalar(acc, student);
+    const Tensor loss = reduction == 0 ? empty({n}, acc, student) : empty_scalar(acc, student);
+    const RowLoss<Acc> row_loss(reduction == 0, loss, n);
     const Tensor student_grad =
         student_gradient ? empty({n, c}, student.scalar_type(), student) : no_tensor(student);
     const Tensor teacher_grad =
@@ -99,7 +99,7 @@ Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
     p.soft_target_stride = c;
     p.reduction_factor =
         reduction == static_cast<int64_t>(Reduction::Mean) ? Acc(1) / Acc(n) : Acc(1);
-    p.row_loss = static_cast<Acc*>(row_loss.mutable_data_ptr());
+    p.row_loss = row_loss.data();
     p.loss = reduction == 0 ? nullptr : static_cast<Acc*>(loss.mutable_data_ptr());
     p.student_grad = student_gradient ? student_grad.mutable_data_ptr() : nullptr;
     p.teacher_grad = teacher_gradient ? teacher_grad.mutable_data_ptr() : nullptr;
@@ -114,6 +114,7 @@ Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
 #endif
     check_indices(p.target, n, c, "target");
     check_indices(p.target_b, n, c, "target_b");
+    check_non_negative(p.class_weight, s, "class_weight");
     distillation_cpu(p, dtype);
     return {loss, student_grad, teacher_grad, grad_scale};
   });

@@ -4,8 +4,8 @@
 // maxima; its exponentials are taken relative to the running maxima, summed, and kept; after the
 // last chunk the kept exponentials, corrected for the maxima that grew meanwhile, become the
 // gradient. With x = logits / T, the running maxima m, e = exp(x - m) and Z = sum e,
-//   KL = sum e_t ((x_t - m_t) - (x_s - m_s)) / Z_t - ln Z_t + ln Z_s:
-// two exponentials an element and two logarithms a row.
+//   KL = sum e_t ((x_t - m_t) - (x_s - m_s)) / Z_t + ln (Z_s / Z_t):
+// two exponentials an element and one logarithm a row.
 // Class weights cost no more: w softmax(x) renormalised is softmax(x + log w).
 // The cross-entropy's exponential is a power of the distillation term's where T is 1, 2 or 4.
 #include "ops/distillation/distillation_cpu.h"
@@ -80,34 +80,63 @@ struct Row {
                     Acc max_s, Acc max_t, Acc max_l, int64_t at,
                     const Prefetch<Storage>& student_ahead, const Prefetch<Storage>& teacher_ahead,
                     const PrefetchForWriting<Storage>& grad_ahead) const {
+    const auto of_chunk = [&](auto finite) {
+      return exponentials<decltype(finite)::value>(xs, xt, xl, n, log2_scale, max_s, max_t, max_l,
+                                                   at, student_ahead, teacher_ahead, grad_ahead);
+    };
+    // An infinite logit leaves an infinite or undefined difference: then once more, with care.
+    const Sums sums = of_chunk(Bool<true>{});
+    return std::abs(sums.difference) < kInf<Acc> ? sums : of_chunk(Bool<false>{});
+  }
+
+  template <bool Finite>
+  Sums exponentials(const Acc* xs, const Acc* xt, const Acc* xl, int64_t n, Acc log2_scale,
+                    Acc max_s, Acc max_t, Acc max_l, int64_t at,
+                    const Prefetch<Storage>& student_ahead, const Prefetch<Storage>& teacher_ahead,
+                    const PrefetchForWriting<Storage>& grad_ahead) const {
     const V scale = broadcast(log2_scale), ms = broadcast(max_s), mt = broadcast(max_t);
     const V ml = broadcast(max_l), none = broadcast(-kInf<Acc>);
     const V log2e = broadcast(kLog2e<Acc>);
+    Acc* const kept_s = scratch.exp_student + at;
+    Acc* const kept_t = scratch.exp_teacher + at;
+    Acc* const kept_l = scratch.exp_logits + at;
     V zs{}, zt{}, difference{}, zl{};
-    for (int64_t i = 0; i < n; i += L) {
-      student_ahead(i);
-      teacher_ahead(i);
-      if constexpr (Gradient) grad_ahead(i);
+    const auto vector = [&](int64_t i, auto finite) {
+      constexpr bool kFinite = decltype(finite)::value;
       const V s = load(xs + i), t = load(xt + i);
       const V ds = s - ms, dt = t - mt;
-      const V es = exp2(ds * scale), et = exp2(dt * scale);
+      const V es = exp2<kFinite>(ds * scale), et = exp2<kFinite>(dt * scale);
       zs += es;
       zt += et;
       // Terms without teacher mass are 0, whatever the difference (-inf - -inf is NaN).
-      difference += et * (et == V{} ? V{} : dt - ds);
+      if constexpr (kFinite)
+        difference += et * (dt - ds);
+      else
+        difference += et * (et == V{} ? V{} : dt - ds);
       V el{};
       if constexpr (Ce == CrossEntropy::Own) {
-        el = exp2((load(xl + i) - ml) * log2e);
+        el = exp2<kFinite>((load(xl + i) - ml) * log2e);
         zl += el;
       } else if constexpr (Ce != CrossEntropy::None) {
         zl += power<Ce>(es);
       }
       if constexpr (Gradient) {
-        store(scratch.exp_student + at + i, es);
-        store(scratch.exp_teacher + at + i, s == none ? V{} : et);  // -inf is a constant
-        if constexpr (Ce == CrossEntropy::Own) store(scratch.exp_logits + at + i, el);
+        store(kept_s + i, es);
+        if constexpr (kFinite)
+          store(kept_t + i, et);
+        else
+          store(kept_t + i, s == none ? V{} : et);  // -inf is a constant
+        if constexpr (Ce == CrossEntropy::Own) store(kept_l + i, el);
       }
+    };
+    const int64_t whole = n - n % L;
+    for (int64_t i = 0; i < whole; i += L) {
+      student_ahead(i);
+      teacher_ahead(i);
+      if constexpr (Gradient) grad_ahead(i);
+      vector(i, Bool<Finite>{});
     }
+    if (whole < n) vector(whole, Bool<false>{});  // padded with -inf
     return {horizontal_sum<Acc>(zs), horizontal_sum<Acc>(zt), horizontal_sum<Acc>(difference),
             horizontal_sum<Acc>(zl)};
   }
@@ -159,12 +188,10 @@ struct Row {
       scratch.max_student[k] = max_s.origin();
       scratch.max_teacher[k] = max_t.origin();
       scratch.max_logits[k] = max_l.origin();
-      // The next chunk, or the next row's first one.
-      const bool last = at + count == size;
       const Sums chunk =
           exponentials(s.x, t.x, l.x, count, log2_scale, max_s.origin(), max_t.origin(),
-                       max_l.origin(), at, {student, last ? p.student_stride : at + count},
-                       {teacher, last ? p.teacher_stride : at + count},
+                       max_l.origin(), at, {student, ahead_of(at, size, p.student_stride)},
+                       {teacher, ahead_of(at, size, p.teacher_stride)},
                        {static_cast<Storage*>(p.student_grad), n * p.columns + at});
       sums.student += chunk.student;
       sums.teacher += chunk.teacher;
@@ -177,8 +204,8 @@ struct Row {
       }
     }
 
-    const Acc kl = inverse * (sums.difference / sums.teacher) - std::log(sums.teacher) +
-                   std::log(sums.student);
+    const Acc kl =
+        inverse * (sums.difference / sums.teacher) + std::log(sums.student / sums.teacher);
     const Acc factor =
         p.kl_factor * (p.row_factor ? p.row_factor[n * p.row_factor_stride] : Acc(1));
     Acc loss = factor * kl;
@@ -252,8 +279,7 @@ struct Row {
       if (soft == nullptr) {
         const int64_t whole = count - count % L;
         for (int64_t i = 0; i < whole; i += L) store(out + at + i, gradient(i));
-        for (int64_t i = whole; i < count; i++)
-          from_float(gradient_at(at + i, uk, vk, wk), out + at + i);
+        if (whole < count) store_tail(out + at + whole, gradient(whole), count - whole);
         if constexpr (Ce != CrossEntropy::None) {
           subtract_target(out, student, p.target[n], at, count, unit * lam, uk, vk, wk,
                           p.target_b && p.target_b[n] == p.target[n] ? unit * (1 - lam) : Acc(0));
