@@ -172,8 +172,8 @@ struct Row {
   int64_t n = 0;
   const Storage* logits[kMostExperts] = {};
   Acc inverse = 1, log2_scale = kLog2e<Acc>;
-  Acc u[kMostExperts] = {}, v[kMostExperts] = {}, total_u = 0, total_v = 0;
-  Acc lowest = 0;
+  Acc u[kMostExperts] = {}, v[kMostExperts] = {};
+  Acc compared_v[kMostExperts] = {}, sum_compared = 0;  // v of the y at hand
 
   Row(const ExpertsParams<Acc>& params, const ExpertsTables<Acc>& t, Scratch<Acc>& s)
       : p(params), tables(t), scratch(s) {
@@ -204,8 +204,7 @@ struct Row {
     Stream<Acc>& s = scratch.streams[k];
     const Staged<Acc> chunk = stage(logits[k] + at, count, Transform<Acc>{}, s.staged);
     s.raw = s.x = chunk.x;
-    if (pairwise)
-      for (int64_t i = count; i % L != 0; i++) s.staged[i] = kFar<Acc>;
+    if (pairwise) fill_far(s.staged, count);
     return chunk.max;
   }
 
@@ -239,10 +238,16 @@ struct Row {
       store(s.tempered + i, x);
       top = max(x, top);
     }
-    const Acc filling = pairwise ? kFar<Acc> : -kInf<Acc>;
-    for (int64_t i = count; i % L != 0; i++) s.tempered[i] = filling;
     s.x = s.tempered;
-    return count % L == 0 ? horizontal_max<Acc>(top) : max_of(s.tempered, count);
+    if (count % L == 0) return horizontal_max<Acc>(top);
+    pad(s.tempered, count);
+    const Acc largest = max_of(s.tempered, count);
+    if (pairwise) fill_far(s.tempered, count);
+    return largest;
+  }
+
+  static void fill_far(Acc* x, int64_t count) {
+    for (int64_t i = count; i % L != 0; i++) x[i] = kFar<Acc>;
   }
 
   // ---- first pass -----------------------------------------------------------------------------
@@ -257,7 +262,7 @@ struct Row {
     const V scale = broadcast(log2_scale_of(s)), m = broadcast(s.max.origin());
     const V raw_m = broadcast(s.raw_max.origin()), log2e = broadcast(kLog2e<Acc>);
     const V mean_m = broadcast(F == Form::Mean ? mean.max.origin() : Acc(0));
-    const V all = broadcast(total_v);
+    const V all = broadcast(sum_compared);
     const Acc* mean_exps = mean.exps + keep;
     const Acc* const mean_x = mean.x;
     const Acc* const highest = scratch.highest;
@@ -327,7 +332,17 @@ struct Row {
     return sum;
   }
 
-  // max_j a_j and y of each class of a chunk, relative to `origin(j)`; the lowest logit.
+  // Sums over the experts leave out the one that they are for where weights differ: its own, however
+  // large, must not cost the others' digits. Equal ones cancel, so that one sum serves all.
+  bool own_sums_of_v() const { return p.sample_weight != nullptr && p.weight_of_second; }
+  bool own_sums_of_u() const { return p.sample_weight != nullptr && !p.weight_of_second; }
+  void choose_compared(int left_out) {
+    sum_compared = 0;
+    for (int k = 0; k < experts; k++)
+      sum_compared += compared_v[k] = k == left_out ? Acc(0) : v[k];
+  }
+
+  // max_j a_j and y of each class of a chunk, relative to `origins`; the lowest logit.
   template <int K>
   Acc compare_of(int64_t count, const Acc* origins) {
     const int size = K > 0 ? K : experts;
@@ -342,45 +357,56 @@ struct Row {
         a[k] = x - broadcast(origins[k]);
         top = max(a[k], top);
       }
-      for (int k = 0; k < size; k++) y += broadcast(v[k]) * (a[k] - top);
+      for (int k = 0; k < size; k++) y += broadcast(compared_v[k]) * (a[k] - top);
       store(scratch.highest + i, top);
       store(scratch.weighted_sum + i, y);
     }
     return -horizontal_max<Acc>(-low);
   }
-  Acc compare(int64_t count, const Acc* origins) {
+  Acc compare(int64_t count, const Acc* origins, int left_out) {
+    choose_compared(left_out);
     return with_experts(experts, [&](auto k) { return compare_of<k.value>(count, origins); });
   }
 
-  // The same of a chunk in which an expert lacks a class: y is NaN where one with v != 0 does. With
-  // `remember`, what probability the others have there is noted.
-  void compare_holed(int64_t count, const Acc* origins, bool remember) {
+  // The same of a chunk in which an expert lacks a class: y is NaN where one with v != 0 does.
+  void compare_holed(int64_t count, const Acc* origins, int left_out) {
+    choose_compared(left_out);
+    const Stream<Acc>* s = scratch.streams;
+    for (int64_t i = 0; i < count; i++) {
+      Acc top = -kInf<Acc>, y = 0;
+      for (int k = 0; k < experts; k++) {
+        const Acc a = s[k].x[i] - origins[k];
+        top = a > top ? a : top;
+      }
+      for (int k = 0; k < experts; k++) {
+        if (compared_v[k] == 0) continue;
+        const Acc x = s[k].x[i];
+        y += x == -kInf<Acc> ? kInf<Acc> - kInf<Acc> : compared_v[k] * ((x - origins[k]) - top);
+      }
+      scratch.highest[i] = top;
+      scratch.weighted_sum[i] = y;
+    }
+    for (int64_t i = count; i % L != 0; i++) scratch.highest[i] = scratch.weighted_sum[i] = 0;
+  }
+
+  // What the experts have of classes that another lacks.
+  void note_holes(int64_t count) {
     Stream<Acc>* s = scratch.streams;
     for (int64_t i = 0; i < count; i++) {
       bool any = false, positive = false, negative = false;
-      Acc top = -kInf<Acc>, y = 0;
       for (int k = 0; k < experts; k++) {
-        const Acc x = s[k].x[i];
-        if (x == -kInf<Acc>) {
-          any = true;
-          positive |= v[k] > 0;
-          negative |= v[k] < 0;
-        }
-        top = x - origins[k] > top ? x - origins[k] : top;
+        if (s[k].x[i] != -kInf<Acc>) continue;
+        any = true;
+        positive |= v[k] > 0;
+        negative |= v[k] < 0;
       }
-      for (int k = 0; k < experts; k++) {
-        const Acc x = s[k].x[i];
-        if (v[k] != 0 && x != -kInf<Acc>) y += v[k] * ((x - origins[k]) - top);
-        if (!remember) continue;
-        auto note = [x](Acc& largest) { largest = x > largest ? x : largest; };
-        if (any) note(s[k].beside_hole);
+      for (int k = 0; any && k < experts; k++) {
+        auto note = [x = s[k].x[i]](Acc& largest) { largest = x > largest ? x : largest; };
+        note(s[k].beside_hole);
         if (positive) note(s[k].beside_positive);
         if (negative) note(s[k].beside_negative);
       }
-      scratch.highest[i] = top;
-      scratch.weighted_sum[i] = positive || negative ? kInf<Acc> - kInf<Acc> : y;
     }
-    for (int64_t i = count; i % L != 0; i++) scratch.highest[i] = scratch.weighted_sum[i] = 0;
   }
 
   // Takes a chunk's maxima in; the sums follow. Returns the correction of `sum`.
@@ -405,14 +431,10 @@ struct Row {
     inverse = by_column || p.divergence == ExpertDivergence::None ? Acc(1) : 1 / temperature;
     log2_scale = inverse * kLog2e<Acc>;
     if (!pairwise) return;
-    lowest = 0;
-    total_u = total_v = 0;
     for (int k = 0; k < experts; k++) {
       const Acc weight = p.sample_weight ? p.sample_weight[k * p.rows + n] : Acc(1);
       u[k] = p.weight_of_second ? Acc(1) : weight;
       v[k] = p.weight_of_second ? weight : Acc(1);
-      total_u += u[k];
-      total_v += v[k];
     }
   }
 
@@ -459,17 +481,21 @@ struct Row {
         accumulate<Form::Alone>(mean, at, count, nothing);
       }
       bool holed = false;
+      Acc origins[kMostExperts];
       if (pairwise) {
-        Acc origins[kMostExperts];
         for (int k = 0; k < experts; k++) origins[k] = s[k].max.origin();
-        const Acc low = compare(count, origins);
+        const Acc low = compare(count, origins, -1);
         holed = !(low > 2 * kFar<Acc>);
-        lowest = low < lowest && !holed ? low : lowest;
-        if (holed) compare_holed(count, origins, true);
+        if (holed) {
+          note_holes(count);
+          compare_holed(count, origins, -1);
+        }
         scratch.holed[chunk] = holed;
       }
       for (int k = 0; uses_experts && k < experts; k++) {
         const Ahead<Storage> ahead = ahead_of(k, at, count);
+        if (pairwise && own_sums_of_v())
+          holed ? compare_holed(count, origins, k) : void(compare(count, origins, k));
         if (to_mean)
           accumulate<Form::Mean>(s[k], at, count, ahead);
         else if (holed)
@@ -652,7 +678,7 @@ struct Row {
       if constexpr (F == Form::Pairwise || F == Form::Holed) {
         const V b = (load(in.x + i) - broadcast(f.origin)) - load(scratch.highest + i);
         const V y = load(scratch.weighted_sum + i);
-        V slope = broadcast(f.first) * (broadcast(total_v) * b - y);
+        V slope = broadcast(f.first) * (broadcast(sum_compared) * b - y);
         if constexpr (F == Form::Holed)
           slope = e == V{} || y != y || broadcast(f.first) == V{} ? V{} : slope;
         g = e * (broadcast(f.u) + slope);
@@ -726,7 +752,7 @@ struct Row {
           logit_of(mean, p.target[n]) == -kInf<Acc> ? Acc(0) : -share * mean.target_miss;
   }
 
-  // sum_i u_i p^i of a chunk.
+  // sum_i u_i p^i of a chunk, and sum_i u_i.
   template <int K>
   void mix_of(int64_t at, int64_t count, const Acc* share) {
     const int size = K > 0 ? K : experts;
@@ -738,8 +764,40 @@ struct Row {
     }
   }
 
+  Acc mix(int64_t at, int64_t count, const Acc* moved, int left_out) {
+    Acc share[kMostExperts], sum = 0;
+    for (int k = 0; k < experts; k++) {
+      const Acc weight = k == left_out ? Acc(0) : u[k];
+      share[k] = weight / scratch.streams[k].sum * moved[k];
+      sum += weight;
+    }
+    with_experts(experts, [&](auto of) { mix_of<of.value>(at, count, share); });
+    return sum;
+  }
+
+  // sum_j |v_j| KL(p || p^j) is at most this, whatever p. Rare: the row is staged once more.
+  Acc largest_divergence() {
+    Acc lowest[kMostExperts] = {};
+    for (int64_t at = 0; at < p.columns; at += kChunk) {
+      const int64_t count = p.columns - at < kChunk ? p.columns - at : kChunk;
+      for (int k = 0; k < experts; k++) {
+        Stream<Acc>& s = scratch.streams[k];
+        stage_raw(k, at, count);
+        if (by_column) stage_tempered(s, at, count);
+        for (int64_t i = 0; i < count; i++) {
+          const Acc a = s.x[i] - s.max.max;
+          lowest[k] = a < lowest[k] && a > -kInf<Acc> ? a : lowest[k];
+        }
+      }
+    }
+    Acc d = 0;
+    for (int k = 0; k < experts; k++)
+      d += std::abs(v[k]) * (scratch.streams[k].log_sum - inverse * lowest[k]);
+    return d;
+  }
+
   // At most as large as float16 gradients of an expert get.
-  Acc magnitude(int k, Acc ce_unit, Acc kl_unit, bool first) const {
+  Acc magnitude(int k, Acc ce_unit, Acc kl_unit, bool first) {
     const Acc steepest = by_column ? tables.largest_inverse_temperature : inverse;
     Acc of_divergence = to_mean ? Acc(1) : Acc(0);  // |p - q|
     if (pairwise) {
@@ -753,11 +811,7 @@ struct Row {
       if (p.second_gradient) of_divergence += std::abs(v[k]) * sum_u;
       if (first && u[k] != 0) {
         // |p (h - sum p h)| <= D + V for weights v >= 0. half_scale's margin takes 8 of it.
-        Acc d = negative ? Acc(0) : divergence_from_others(scratch.streams[k]);
-        for (int j = 0; negative && j < experts; j++) {
-          const Stream<Acc>& s = scratch.streams[j];
-          d += std::abs(v[j]) * (inverse * (s.max.max - lowest) + s.log_sum);
-        }
+        const Acc d = negative ? largest_divergence() : divergence_from_others(scratch.streams[k]);
         const Acc bound = (d + sum_v) / 8;
         of_divergence += std::abs(u[k]) * (bound > sum_v ? bound : sum_v);
       }
@@ -793,13 +847,12 @@ struct Row {
           stage_raw(k, at, count);
           if (by_column) stage_tempered(s[k], at, count);
         }
-        holed ? compare_holed(count, origins, false) : void(compare(count, origins));
+        if (!own_sums_of_v())
+          holed ? compare_holed(count, origins, -1) : void(compare(count, origins, -1));
       }
-      if (pairwise) {
-        Acc share[kMostExperts];
-        for (int k = 0; k < experts; k++) share[k] = second ? u[k] / s[k].sum * moved[k] : Acc(0);
-        with_experts(experts, [&](auto of) { mix_of<of.value>(at, count, share); });
-      }
+      Acc sum_u = 0;
+      if (second && !own_sums_of_u()) sum_u = mix(at, count, moved, -1);
+      if (pairwise && !second) std::memset(scratch.common, 0, sizeof(Acc) * kChunk);
       for (int k = 0; k < experts; k++) {
         if (bad_[k]) continue;
         const Stream<Acc>& z = s[k];
@@ -818,8 +871,11 @@ struct Row {
                 correction(mean.origins[chunk], mean.max.origin(), log2_scale);
           in.common = mean.exps + at;
         } else if (pairwise) {
-          f.u = second ? share * v[k] * total_u : Acc(0);
-          f.v = unit[k] * kl * v[k];
+          if (first && own_sums_of_v())
+            holed ? compare_holed(count, origins, k) : void(compare(count, origins, k));
+          if (second && own_sums_of_u()) sum_u = mix(at, count, moved, k);
+          f.u = second ? share * v[k] * sum_u : Acc(0);
+          f.v = second ? unit[k] * kl * v[k] : Acc(0);
           if (first) {
             f.first = share * u[k] * inverse;
             f.u -= f.first * (z.divergence / z.sum);
