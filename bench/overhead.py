@@ -32,7 +32,7 @@ from measure import (
     parse_shape,
     write_report,
 )
-from peers import CASES, DTYPES, TEMPERATURE, problem, step
+from peers import CASES, DTYPES, TEMPERATURE, Problem, problem, step
 from torch import Tensor
 
 import ltkernels
@@ -175,17 +175,17 @@ def break_down(
     case = CASES[subject.case]
     home = importlib.import_module(f"ltkernels.functional.{subject.kernel}")
 
-    def caller(rows: int, classes: int) -> tuple[Callable[[], Tensor], tuple[Tensor, ...]]:
-        args = problem(case, rows, classes, dtype, device)
+    def caller(rows: int, classes: int) -> tuple[Callable[[], Tensor], Problem]:
+        drawn = problem(case, rows, classes, dtype, device)
         loss = subject.loss([100] * classes)
         if isinstance(loss, torch.nn.Module):
             loss.to(device)
-        used = args[: subject.arguments]
-        return lambda: loss(*used), args
+        used = drawn.args[: subject.arguments]
+        return lambda: loss(*used), drawn
 
-    outer, args = caller(*shape)
+    outer, drawn = caller(*shape)
     outer_tiny, _ = caller(1, 1)
-    student = args[0]
+    student = drawn.leaves[0]
 
     def both(call: Callable[[], Tensor]) -> Callable[[], None]:
         def run() -> None:
@@ -205,7 +205,7 @@ def break_down(
         "forward": function,
         "checks": recorded(_checks, subject.op, outer),
         "choice": recorded(_backend, "use_fused", outer),
-        "eager": lambda: step(case.eager, args),
+        "eager": lambda: step(case.eager, drawn),
         "empty": both(lambda: _Empty.apply(student)),
     }
     # The kernel runs in forward, the scaling in backward: both where gradients are switched off.

@@ -1,15 +1,16 @@
 """What users write today for each op, in plain PyTorch, beside ours.
 
 A `Case` holds two functions of the same arguments: `eager`, the code found in trainers and official
-repositories, and `ours`. The first argument is the student's logits `[N, C]`, which collect the
-gradient; constants have the logits' dtype, the cheapest form for eager. torch.compile's version is
-derived from `eager`. `check` compares any of them with `eager` in float64.
+repositories, and `ours`. An argument is a tensor, a list of tensors (the logits of K experts) or a
+number; some collect a gradient, the others are constants in the logits' dtype, the cheapest form
+for eager. torch.compile's version is derived from `eager`. `check` compares any of them with
+`eager` in float64.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +22,9 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from ltkernels import functional as ltk
 
 Loss = Callable[..., Tensor]
+Floor = Callable[[int, int, int], int]
 
+EXPERTS = 3
 TEMPERATURE = 2.0
 MIXUP_SHARE = 0.3
 LDAM_SCALE = 30.0
@@ -167,6 +170,9 @@ class Draw:
         x = torch.randn(shape, generator=self.generator, device=self.device)
         return (3 * x).to(self.dtype)
 
+    def experts(self) -> list[Tensor]:
+        return [self.logits() for _ in range(EXPERTS)]
+
     def target(self) -> Tensor:
         return torch.randint(
             self.classes, (self.rows,), generator=self.generator, device=self.device
@@ -205,8 +211,12 @@ def subset_size(classes: int) -> int:
     return max(1, classes // 3)
 
 
-def _three_matrices(rows: int, classes: int) -> int:
-    return 3 * rows * classes
+def matrices(count: int) -> Floor:
+    """The byte floor of an op that moves so many matrices `[N, C]`."""
+    return lambda rows, classes, itemsize: count * rows * classes * itemsize
+
+
+TWO_LOGITS_AND_GRADIENT = matrices(3)
 
 
 @dataclass(frozen=True)
@@ -214,15 +224,19 @@ class Case:
     """One op: what users write, ours, its inputs and its byte floor.
 
     Attributes:
-        floor: (N, C) -> elements that must be moved: each input matrix read once, the gradient
-            written once.
+        inputs: the arguments of both functions: tensors, lists of tensors, numbers.
+        floor: (N, C, bytes of a logit) -> bytes that must be moved: each input matrix read once,
+            each gradient written once.
+        gradients: positions of the arguments that collect a gradient, of a list in every tensor;
+            () for an op that is a constant. Where there is one, the functions return a scalar.
     """
 
     name: str
     eager: Loss
     ours: Loss
-    inputs: Callable[[Draw], tuple[Tensor, ...]]
-    floor: Callable[[int, int], int] = _three_matrices
+    inputs: Callable[[Draw], tuple[Any, ...]]
+    floor: Floor = TWO_LOGITS_AND_GRADIENT
+    gradients: tuple[int, ...] = (0,)
     liger: Loss | None = None
 
 
@@ -252,7 +266,7 @@ CASES = {
             kd_subset,
             _kd_subset,
             lambda d: (d.logits(), d.logits(subset_size(d.classes)), d.subset()),
-            floor=lambda n, c: 2 * n * subset_size(c) + n * c,
+            floor=lambda n, c, size: size * n * (2 * subset_size(c) + c),
         ),
         Case(
             "bkd",
@@ -271,14 +285,14 @@ CASES = {
             bkd,
             _bkd,
             lambda d: (d.logits(), d.logits(), d.probabilities(), d.weight()),
-            floor=lambda n, c: 4 * n * c,
+            floor=matrices(4),
         ),
         Case(
             "balanced_softmax",
             balanced_softmax,
             _balanced_softmax,
             lambda d: (d.logits(), d.target(), d.log_prior()),
-            floor=lambda n, c: 2 * n * c,
+            floor=matrices(2),
             liger=_liger_balanced_softmax,
         ),
         Case(
@@ -286,17 +300,66 @@ CASES = {
             ldam,
             _ldam,
             lambda d: (d.logits(), d.target(), d.margin()),
-            floor=lambda n, c: 2 * n * c,
+            floor=matrices(2),
         ),
         Case(
             "focal",
             focal,
             partial(ltk.adjusted_cross_entropy, focal_gamma=FOCAL_GAMMA),
             lambda d: (d.logits(), d.target()),
-            floor=lambda n, c: 2 * n * c,
+            floor=matrices(2),
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The arguments of a case, and those tensors among them that collect a gradient."""
+
+    args: tuple[Any, ...]
+    leaves: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, case: Case, args: Iterable[Any]) -> Problem:
+        args = tuple(args)
+        leaves = tuple(x for i in case.gradients for x in tensors_of((args[i],)))
+        for x in leaves:
+            x.requires_grad_()
+        return cls(args, leaves)
+
+    def map(self, case: Case, function: Callable[[Tensor], Tensor]) -> Problem:
+        """The same problem of other tensors, each `function` of a detached one."""
+        return Problem.of(case, (_mapped(function, x) for x in self.args))
+
+    def reset(self) -> None:
+        """Drop the gradients."""
+        for x in self.leaves:
+            x.grad = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of arguments and gradients."""
+        return sum(x.nbytes for x in (*tensors_of(self.args), *self.leaves))
+
+
+def tensors_of(args: Iterable[Any]) -> list[Tensor]:
+    """The tensors among arguments, those in lists too."""
+    found: list[Tensor] = []
+    for x in args:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, (list, tuple)):
+            found += tensors_of(x)
+    return found
+
+
+def _mapped(function: Callable[[Tensor], Tensor], x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return function(x.detach())
+    if isinstance(x, (list, tuple)):
+        return type(x)(_mapped(function, part) for part in x)
+    return x
 
 
 def problem(
@@ -306,13 +369,11 @@ def problem(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     seed: int = 0,
-) -> tuple[Tensor, ...]:
-    """The arguments of a case; the first requires its gradient."""
+) -> Problem:
+    """Inputs of a case at random."""
     device = torch.device(device)
     generator = torch.Generator(device).manual_seed(seed)
-    args = case.inputs(Draw(rows, classes, dtype, device, generator))
-    args[0].requires_grad_()
-    return args
+    return Problem.of(case, case.inputs(Draw(rows, classes, dtype, device, generator)))
 
 
 def sides(
@@ -330,11 +391,13 @@ def sides(
     return chosen
 
 
-def step(loss_of: Loss, args: Sequence[Any]) -> Tensor:
-    """One forward and backward pass, with the gradient reset before."""
-    args[0].grad = None
-    loss = loss_of(*args)
-    loss.backward()
+def step(loss_of: Loss, problem: Problem) -> Tensor:
+    """One forward pass, and backward where there is a gradient to collect, reset before."""
+    for x in problem.leaves:
+        x.grad = None
+    loss = loss_of(*problem.args)
+    if problem.leaves:
+        loss.backward()
     return loss
 
 
@@ -343,45 +406,57 @@ def step(loss_of: Loss, args: Sequence[Any]) -> Tensor:
 
 @dataclass(frozen=True)
 class Errors:
-    """Relative errors of loss and gradient (Euclidean norms) against float64."""
+    """Relative errors (Euclidean norms) of the loss and of the worst gradient against float64."""
 
     loss: float
     gradient: float
 
 
-def oracle(case: Case, args: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Loss and gradient of the eager code on the same inputs in float64."""
-    wide = [x.detach().double() if x.is_floating_point() else x for x in args]
-    wide[0].requires_grad_()
-    loss = step(case.eager, wide).detach()
-    assert wide[0].grad is not None
-    return loss, wide[0].grad
+@dataclass(frozen=True)
+class Expected:
+    """What a case must give: its loss, and a gradient for each leaf."""
+
+    loss: Tensor
+    gradients: tuple[Tensor, ...]
+
+    def to(self, device: torch.device | str) -> Expected:
+        return Expected(self.loss.to(device), tuple(x.to(device) for x in self.gradients))
 
 
-def check(
-    name: str,
-    loss_of: Loss,
-    args: Sequence[Tensor],
-    expected: tuple[Tensor, Tensor],
-    tolerance: float,
-) -> Errors:
+def oracle(case: Case, given: Problem) -> Expected:
+    """Loss and gradients of the eager code on the same inputs in float64."""
+    wide = given.map(case, lambda x: x.double() if x.is_floating_point() else x)
+    loss = step(case.eager, wide).detach().double()
+    return Expected(loss, _gradients(wide))
+
+
+def check(name: str, loss_of: Loss, given: Problem, expected: Expected, tolerance: float) -> Errors:
     """Errors of one side against the `oracle`.
 
     Raises:
         AssertionError: where the side computes something else.
     """
-    loss = step(loss_of, args).detach().double()
-    gradient = args[0].grad
-    assert gradient is not None
-    args[0].grad = None
-    errors = Errors(
-        float((loss - expected[0]).abs() / expected[0].abs()),
-        float((gradient.double() - expected[1]).norm() / expected[1].norm()),
-    )
-    # Written so that NaN fails.
-    if not (errors.loss <= tolerance and errors.gradient <= tolerance):
+    loss = step(loss_of, given).detach().double()
+    gradients = [
+        _relative(x, y) for x, y in zip(_gradients(given), expected.gradients, strict=True)
+    ]
+    given.reset()
+    errors = Errors(_relative(loss, expected.loss), max(gradients, default=0.0))
+    # Written so that NaN fails: max passes one over.
+    if not all(error <= tolerance for error in (errors.loss, *gradients)):
         raise AssertionError(
             f"{name}: expected the result of eager in float64 within {tolerance:g}, got a loss off "
             f"by {errors.loss:.1e} and a gradient off by {errors.gradient:.1e}"
         )
     return errors
+
+
+def _gradients(given: Problem) -> tuple[Tensor, ...]:
+    found = tuple(x.grad for x in given.leaves if x.grad is not None)
+    assert len(found) == len(given.leaves), "an argument in `gradients` got none"
+    return found
+
+
+def _relative(x: Tensor, expected: Tensor) -> float:
+    difference = (x.double() - expected).norm()
+    return float(difference / expected.norm()) if difference != 0 else 0.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 
 import torch
@@ -46,16 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     wrong = count = 0
     for classes, dtype, case in product(options.classes, options.dtypes, CASES.values()):
-        args = problem(case, ROWS, classes, DTYPES[dtype])
-        expected = [x.to(options.device) for x in oracle(case, args)]
+        drawn = problem(case, ROWS, classes, DTYPES[dtype])
+        expected = oracle(case, drawn).to(options.device)
         for unaligned in (False, True):
-            ours = [on_device(x, options.device, unaligned) for x in args]
-            ours[0].requires_grad_()
+            ours = drawn.map(case, partial(on_device, device=options.device, unaligned=unaligned))
             rows = "unaligned" if unaligned else "dense"
             title = f"{case.name} {ROWS}x{classes} {dtype}, {rows} rows"
             count += 1
             try:
-                check(title, case.ours, ours, (expected[0], expected[1]), TOLERANCE[dtype])
+                check(title, case.ours, ours, expected, TOLERANCE[dtype])
             except AssertionError as error:
                 wrong += 1
                 print(error)
