@@ -55,16 +55,17 @@ def is_reference_forced() -> bool:
     return _forced_reference
 
 
-def use_fused(op: str, logits: Tensor, *constants: object) -> bool:
+def use_fused(op: str, logits: Tensor, *constants: object, unless: str | None = None) -> bool:
     """Whether a call of `op` on `logits` takes the fused kernel.
 
     It takes the definition where it is told to, on devices without kernels, under forward-mode AD
     and torch.func transforms (where the definition's own derivatives serve to any order), and where
-    one of `constants` (inputs the kernels have no gradient for) requires one.
+    one of `constants` (inputs the kernels have no gradient for) requires one, or for the op's own
+    reason `unless`.
     """
     if _forced_reference:
         return False
-    reason = _why_not_fused(logits, constants)
+    reason = _why_not_fused(logits, constants) or unless
     if reason is None:
         return True
     if logits.device.type == "cuda" and not torch.compiler.is_compiling():

@@ -6,6 +6,7 @@
 
 #include "ops/adjusted_cross_entropy/adjusted_cross_entropy_cpu.h"
 #include "ops/distillation/distillation_cpu.h"
+#include "ops/experts/experts_cpu.h"
 #include "ops/scale_gradient/scale_gradient_cpu.h"
 #include "ops/subset_distillation/subset_distillation_cpu.h"
 #include "ops/subset_distillation/subset_plan.h"
@@ -289,6 +290,84 @@ void bad_classes() {
   }
 }
 
+enum ExpertsFeature { kRide, kByColumn, kOwn, kOfMean, kPairwise, kWeighted, kHoles, kMargin };
+
+template <class Storage>
+void experts(int64_t columns, ExpertsFeature feature) {
+  using Acc = Accumulate<Storage>;
+  const int64_t rows = 2, count = feature == kWeighted ? 5 : 3;
+  check::context = std::string(check::kTypeName<Storage>) + " experts, C = " +
+                   std::to_string(columns) + " feature " + std::to_string(feature);
+  std::mt19937 random(9);
+  std::vector<Matrix<Storage>> logits;
+  ExpertsParams<Acc> p{};
+  for (int64_t k = 0; k < count; k++) {
+    logits.emplace_back(rows, columns);
+    check::fill_normal(logits[k], random, 3);
+    p.logits[k] = logits[k].data();
+    p.logits_stride[k] = columns;
+  }
+  if (feature == kHoles && columns > 2)  // of one in the first row, of all in the second
+    for (int64_t k = 0; k < count; k++) {
+      if (k == 1) logits[k].set(0, columns / 2, -std::numeric_limits<double>::infinity());
+      logits[k].set(1, columns / 3, -std::numeric_limits<double>::infinity());
+    }
+  const std::vector<Acc> temperature = uniform<Acc>(columns, 0.5, 2);
+  const std::vector<Acc> margin = uniform<Acc>(columns, 0, 1), far(columns, Acc(300));
+  const std::vector<Acc> weight = uniform<Acc>(count * rows, 0, 1);
+  std::vector<Acc> inverse(columns + 16);
+  for (int64_t c = 0; c < columns; c++) inverse[c] = 1 / temperature[c];
+  const std::vector<int64_t> target{0, columns - 1};
+
+  Matrix<Storage> grad(count * rows, columns), first(count * rows, columns);
+  Matrix<Acc> row_loss(rows, 1), first_loss(rows, 1), grad_scale(count * rows, 1);
+  ExpertsTables<Acc> tables{nullptr, 0};
+  p.rows = rows;
+  p.columns = columns;
+  p.experts = static_cast<int>(count);
+  p.cross_entropy = feature == kOfMean    ? ExpertCrossEntropy::OfMean
+                    : feature == kWeighted ? ExpertCrossEntropy::None
+                                           : ExpertCrossEntropy::Each;
+  p.target = feature == kWeighted ? nullptr : target.data();
+  p.margin = feature == kMargin ? far.data() : margin.data();
+  p.ce_factor = p.ce_reduction = p.kl_reduction = 1;
+  p.divergence = feature == kPairwise || feature == kWeighted || feature == kHoles
+                     ? ExpertDivergence::Pairwise
+                     : ExpertDivergence::Mean;
+  p.temperature = feature == kRide ? Acc(2) : feature == kOwn ? Acc(1.5) : Acc(1);
+  if (feature == kByColumn) {
+    p.column_temperature = temperature.data();
+    tables = {inverse.data(), 2};
+  }
+  p.kl_factor = Acc(-0.45);
+  p.sample_weight = feature == kWeighted ? weight.data() : nullptr;
+  p.weight_of_second = p.first_gradient = p.second_gradient = true;
+  p.row_loss = row_loss.data();
+  p.grad = grad.data();
+  if (std::is_same_v<Storage, Half>) p.grad_scale = grad_scale.data();
+  for_each_isa([&](Isa isa) {
+    grad.poison();
+    row_loss.poison();
+    auto run = [&](auto scratch_size, auto kernel) {
+      Scratch<Acc> scratch(scratch_size(p));
+      kernel(p, tables, check::kDType<Storage>, 0, rows, scratch.data());
+    };
+    switch (isa) {
+#define LTK_CASE(name) \
+  case Isa::name: run(name::experts_scratch<Acc>, name::experts_rows<Acc>); break;
+      LTK_FOR_EACH_ISA(LTK_CASE)
+#undef LTK_CASE
+    }
+    const double size = p.grad_scale ? std::pow(2.0, 13) : static_cast<double>(columns);
+    if (isa == Isa::baseline) {
+      std::memcpy(first.data(), grad.data(), count * rows * columns * sizeof(Storage));
+      std::memcpy(first_loss.data(), row_loss.data(), rows * sizeof(Acc));
+    }
+    same(grad, first, size, "gradient");
+    same(row_loss, first_loss, columns * 10.0 + 1000, "loss");
+  });
+}
+
 template <class Storage>
 void every_kernel() {
   for (int64_t columns : kColumns) {
@@ -297,6 +376,8 @@ void every_kernel() {
     for (int layout = kSorted; layout <= kPartial; layout++)
       for (bool column_temperature : {false, true})
         subset_distillation<Storage>(columns, static_cast<Layout>(layout), column_temperature);
+    for (int feature = kRide; feature <= kMargin; feature++)
+      experts<Storage>(columns, static_cast<ExpertsFeature>(feature));
     for (bool adjusted : {false, true})
       for (double smoothing : {0.0, 0.1})
         adjusted_cross_entropy<Storage>(columns, adjusted, smoothing);

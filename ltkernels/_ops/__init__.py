@@ -6,15 +6,33 @@ Overloads are looked up once: an attribute access of torch.ops costs as much as 
 from ._library import REDUCTION_CODE, built_for_cuda
 from .adjusted_cross_entropy import adjusted_cross_entropy
 from .distillation import distillation
+from .experts import (
+    FROM_MEAN,
+    MOST_EXPERTS,
+    NO_CROSS_ENTROPY,
+    NO_DIVERGENCE,
+    OF_EACH,
+    OF_MEAN,
+    PAIRWISE,
+    experts,
+)
 from .scale_gradient import scale_gradient
 from .subset_distillation import MOST_SUBSETS, subset_distillation
 
 __all__ = [
+    "FROM_MEAN",
+    "MOST_EXPERTS",
     "MOST_SUBSETS",
+    "NO_CROSS_ENTROPY",
+    "NO_DIVERGENCE",
+    "OF_EACH",
+    "OF_MEAN",
+    "PAIRWISE",
     "REDUCTION_CODE",
     "adjusted_cross_entropy",
     "built_for_cuda",
     "distillation",
+    "experts",
     "scale_gradient",
     "subset_distillation",
 ]

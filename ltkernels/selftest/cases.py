@@ -298,6 +298,71 @@ def _adjusted_cross_entropy(random: Random, dtype: torch.dtype) -> Arguments:
     return {**call, "reduction": _reduction(random)}
 
 
+def _experts(random: Random, rows: int, classes: int, dtype: torch.dtype) -> list[Made]:
+    """Up to five logit matrices; sometimes one of them twice."""
+    count = random.choice([1, 2, 2, 3, 3, 4, 5])
+    experts = [_logits(random, rows, classes, dtype) for _ in range(count)]
+    if _sometimes(random, 1 / 6):
+        experts[-1] = experts[0]
+    return experts
+
+
+def _ride_loss(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    call: Arguments = {
+        "expert_logits": _experts(random, rows, classes, dtype),
+        "target": _target(random, rows, classes),
+        "temperature": _temperature(random, rows, classes),
+    }
+    if _sometimes(random, 1 / 2):
+        high = random.choice([0.5, 15.0, 200.0])
+        call["margin"] = _uniform(random, classes, low=random.choice([0.0, -high]), high=high)
+    if _sometimes(random, 1 / 2):
+        call["class_weight"] = _class_weight(random, classes)
+    if _sometimes(random):
+        call["diversity_factor"] = random.choice([0, 0.3, -5.0])
+    for flag in ("collaborative", "pairwise"):
+        if _sometimes(random):
+            call[flag] = True
+    if _sometimes(random):
+        call["expert_reduction"] = "mean"
+    return {**call, "reduction": _reduction(random)}
+
+
+def _diversity_loss(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    call: Arguments = {
+        "expert_logits": _experts(random, rows, classes, dtype),
+        "temperature": _temperature(random, rows, classes),
+    }
+    if _sometimes(random, 1 / 2):
+        call["pairwise"] = True
+    if _sometimes(random):
+        call["t2"] = random.choice([False, 3, 0.5, 0])
+    if _sometimes(random):
+        call["expert_reduction"] = "mean"
+    return {**call, "reduction": _reduction(random)}
+
+
+def _collaborative_kd_loss(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    experts = _experts(random, rows, classes, dtype)
+    call: Arguments = {
+        "expert_logits": experts,
+        "temperature": _temperature(random, rows, classes),
+    }
+    if _sometimes(random, 1 / 2):
+        low = random.choice([0.0, -0.5])
+        call["sample_weight"] = _uniform(
+            random, len(experts), rows, low=low, high=1.5, zeros=random.choice([0.1, 0.5])
+        )
+    if _sometimes(random, 1 / 2):
+        call["direction"] = "teacher_first"
+    if _sometimes(random, 1 / 2):
+        call["detach_teacher"] = True
+    return {**call, "reduction": _reduction(random)}
+
+
 def _both_sides(arguments: Arguments) -> tuple[str, ...]:
     return ("student",) if arguments.get("detach_teacher", True) else ("student", "teacher")
 
@@ -313,6 +378,21 @@ CASES = {
             _adjusted_cross_entropy,
             ("logits",),
             lambda _: ("logits",),
+        ),
+        Op("ride_loss", "experts", _ride_loss, ("expert_logits",), lambda _: ("expert_logits",)),
+        Op(
+            "diversity_loss",
+            "experts",
+            _diversity_loss,
+            ("expert_logits",),
+            lambda _: ("expert_logits",),
+        ),
+        Op(
+            "collaborative_kd_loss",
+            "experts",
+            _collaborative_kd_loss,
+            ("expert_logits",),
+            lambda _: ("expert_logits",),
         ),
     )
 }

@@ -17,6 +17,8 @@ META = torch.zeros(N, C, device="meta")
 KD: dict[str, Any] = {"student": X, "teacher": T}
 BKD: dict[str, Any] = {**KD, "target": Y}
 ACE: dict[str, Any] = {"logits": X, "target": Y}
+RIDE: dict[str, Any] = {"expert_logits": [X, T], "target": Y}
+COLLABORATIVE: dict[str, Any] = {"expert_logits": torch.zeros(2, N, C)}
 MIXUP: dict[str, Any] = {"target_b": Y, "lam": 0.5}
 
 
@@ -111,6 +113,20 @@ def numbers(*out_of_range: float) -> list[tuple[Any, type[Exception]]]:
 
 
 NAN, INF = float("nan"), float("inf")
+EXPERTS: list[tuple[Any, type[Exception]]] = [
+    (None, TypeError),
+    (X, ValueError),
+    ([], ValueError),
+    (torch.zeros(0, N, C), ValueError),
+    (torch.zeros(2, N, 0), ValueError),
+    (torch.zeros(2, N, C, dtype=torch.int64), TypeError),
+    ([X, torch.zeros(N, C + 1)], ValueError),
+    ([X, torch.zeros(N + 1, C)], ValueError),
+    ([X, X.half()], TypeError),
+    ([X, META], ValueError),
+    ([X, None], TypeError),
+]
+CHOICES: list[tuple[Any, type[Exception]]] = [("none", ValueError), (None, ValueError)]
 BAD: dict[tuple[str, str], list[tuple[Any, type[Exception]]]] = {
     ("kd_loss", "student"): LOGITS,
     ("kd_loss", "teacher"): TEACHERS,
@@ -146,7 +162,40 @@ BAD: dict[tuple[str, str], list[tuple[Any, type[Exception]]]] = {
     ],
     ("adjusted_cross_entropy", "reduction"): REDUCTIONS,
 }
-GOOD = {"kd_loss": KD, "bkd_loss": BKD, "adjusted_cross_entropy": ACE}
+BAD |= {
+    ("ride_loss", "expert_logits"): EXPERTS,
+    ("ride_loss", "target"): [*TARGETS, (torch.zeros(N, C), TypeError)],
+    ("ride_loss", "margin"): weights(C),
+    ("ride_loss", "class_weight"): weights(C) + negative(C),
+    ("ride_loss", "temperature"): TEMPERATURES,
+    ("ride_loss", "diversity_factor"): numbers(),
+    ("ride_loss", "expert_reduction"): CHOICES,
+    ("ride_loss", "reduction"): REDUCTIONS,
+    ("diversity_loss", "expert_logits"): EXPERTS,
+    ("diversity_loss", "temperature"): TEMPERATURES,
+    ("diversity_loss", "t2"): [("yes", TypeError), (None, TypeError), (torch.ones(1), TypeError)],
+    ("diversity_loss", "expert_reduction"): CHOICES,
+    ("diversity_loss", "reduction"): REDUCTIONS,
+    ("collaborative_kd_loss", "expert_logits"): EXPERTS,
+    ("collaborative_kd_loss", "temperature"): TEMPERATURES,
+    ("collaborative_kd_loss", "sample_weight"): [
+        (1.0, TypeError),
+        (torch.ones(2, N, dtype=torch.int64), TypeError),
+        (torch.ones(N), ValueError),
+        (torch.ones(N, 2), ValueError),
+        (torch.ones(2, N, device="meta"), ValueError),
+    ],
+    ("collaborative_kd_loss", "direction"): CHOICES,
+    ("collaborative_kd_loss", "reduction"): REDUCTIONS,
+}
+GOOD = {
+    "kd_loss": KD,
+    "bkd_loss": BKD,
+    "adjusted_cross_entropy": ACE,
+    "ride_loss": RIDE,
+    "diversity_loss": {"expert_logits": [X, T]},
+    "collaborative_kd_loss": COLLABORATIVE,
+}
 SUBSET = {"classes": classes(0, 2), "teacher": torch.zeros(N, S)}
 
 
@@ -260,6 +309,10 @@ def test_refused(case: Case, module: Any) -> None:
         ("bkd_loss", {"target": torch.full((N, C), 0.2, dtype=torch.float16)}),
         ("adjusted_cross_entropy", {"target": Y - 1, "ignore_index": -1}),
         ("adjusted_cross_entropy", {"margin": -torch.ones(C), "bias": torch.full((C,), -INF)}),
+        ("ride_loss", {"expert_logits": (X, T, X), "temperature": torch.tensor(2.0)}),
+        ("ride_loss", {"margin": -torch.ones(C).double(), "diversity_factor": 0}),
+        ("diversity_loss", {"t2": 0, "temperature": torch.full((N, 1), 2.0)}),
+        ("collaborative_kd_loss", {"sample_weight": -torch.ones(2, N).half()}),
     ],
 )
 def test_accepted(op: str, changes: dict[str, Any]) -> None:

@@ -86,6 +86,31 @@ def adjusted(dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Any, .
     return tuple({**arguments, **changes}.values())
 
 
+def experts(dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Any, ...]:
+    arguments: dict[str, Any] = {
+        "logits": [draw(N, C, seed=k, dtype=dtype) for k in range(3)],
+        "target": None,
+        "margin": None,
+        "class_weight": None,
+        "cross_entropy": _ops.NO_CROSS_ENTROPY,
+        "ce_factor": 1.0,
+        "divergence": _ops.FROM_MEAN,
+        "temperature": 2.0,
+        "row_temperature": None,
+        "column_temperature": None,
+        "kl_factor": 4.0,
+        "row_factor": None,
+        "sample_weight": None,
+        "weight_of_second": False,
+        "first_gradient": True,
+        "second_gradient": True,
+        "reduction": 1,
+        "gradient": True,
+    }
+    assert changes.keys() <= arguments.keys()
+    return tuple({**arguments, **changes}.values())
+
+
 def distillation_variants(dtype: torch.dtype) -> dict[str, Overrides]:
     a, hard = acc(dtype), torch.tensor([0, 36, 7])
     return {
@@ -172,6 +197,45 @@ def adjusted_variants(dtype: torch.dtype) -> dict[str, Overrides]:
             "reduction": 2,
         },
     }
+
+
+def experts_variants(dtype: torch.dtype) -> dict[str, Overrides]:
+    a, target = acc(dtype), torch.tensor([0, 36, 7])
+    each = {"target": target, "cross_entropy": _ops.OF_EACH}
+    return {
+        "diversity": {},
+        "forward": {"gradient": False, "reduction": 0},
+        "ride": {
+            **each,
+            "margin": torch.rand(C, dtype=a),
+            "class_weight": torch.rand(C, dtype=a),
+            "column_temperature": torch.rand(C, dtype=a) + 1,
+            "row_factor": torch.rand(1, dtype=a),
+        },
+        "cross-entropies": {**each, "divergence": _ops.NO_DIVERGENCE, "reduction": 0},
+        "of the mean": {"target": target, "cross_entropy": _ops.OF_MEAN, "reduction": 2},
+        "pairwise": {
+            "divergence": _ops.PAIRWISE,
+            "row_temperature": torch.rand(N, dtype=a) + 1,
+            "row_factor": torch.rand(N, dtype=a),
+            "sample_weight": torch.rand(3, N, dtype=a),
+            "weight_of_second": True,
+            "first_gradient": False,
+        },
+        "one expert": {"logits": [draw(N, C, dtype=dtype)], "divergence": _ops.PAIRWISE},
+        "strided": {"logits": [draw(C, N, dtype=dtype).t(), draw(1, C, dtype=dtype).expand(N, C)]},
+        "no rows": {
+            "logits": [draw(0, C, dtype=dtype), draw(0, C, dtype=dtype)],
+            "reduction": 2,
+        },
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", experts_variants(torch.float32))
+def test_experts(variant: str, dtype: torch.dtype) -> None:
+    changes = experts_variants(dtype)[variant]
+    opcheck(_ops.experts, experts(dtype, **changes), test_utils=TESTS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -277,6 +341,37 @@ WRONG_ADJUSTED: dict[str, Overrides] = {
     "bias strided": {"bias": torch.ones(2 * C)[::2]},
     "class weight": {"class_weight": torch.ones(C - 1)},
 }
+
+HARD = {"target": LONG, "cross_entropy": _ops.OF_EACH}
+WRONG_EXPERTS: dict[str, Overrides] = {
+    "none": {"logits": []},
+    "too many": {"logits": [torch.zeros(N, C)] * 17},
+    "dtype": {"logits": [torch.zeros(N, C, dtype=torch.int64)]},
+    "dtypes": {"logits": [torch.zeros(N, C), torch.zeros(N, C).half()]},
+    "dim": {"logits": [torch.zeros(1, N, C)]},
+    "rows": {"logits": [torch.zeros(N, C), torch.zeros(N + 1, C)]},
+    "columns": {"logits": [torch.zeros(N, C), torch.zeros(N, C - 1)]},
+    "no target": {"cross_entropy": _ops.OF_EACH},
+    "target without a cross-entropy": {"target": LONG},
+    "target size": {**HARD, "target": LONG[:-1]},
+    "target dtype": {**HARD, "target": LONG.int()},
+    "target out of range": {**HARD, "target": LONG + C},
+    "cross-entropy": {**HARD, "cross_entropy": 3},
+    "divergence": {"divergence": -1},
+    "margin": {**HARD, "margin": torch.ones(C + 1)},
+    "class weight dtype": {**HARD, "class_weight": DOUBLE},
+    "row temperature": {"row_temperature": torch.ones(N + 1)},
+    "column temperature": {"column_temperature": torch.ones(C - 1)},
+    "row factor": {"row_factor": torch.ones(2)},
+    "sample weight": {"sample_weight": torch.ones(2, N)},
+    "sample weight strided": {"sample_weight": torch.ones(N, 3).t()},
+}
+
+
+@pytest.mark.parametrize("what", WRONG_EXPERTS)
+def test_wrong_experts_arguments(what: str) -> None:
+    with pytest.raises(RuntimeError):
+        _ops.experts(*experts(**WRONG_EXPERTS[what]))
 
 
 @pytest.mark.parametrize("what", WRONG_DISTILLATION)

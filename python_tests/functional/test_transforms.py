@@ -41,6 +41,13 @@ def losses(module: Any, reduction: str = "mean") -> dict[str, Loss]:
     margin, bias = draw(C, seed=4).abs(), draw(C, seed=5)
     kd, bkd, ace = module.kd_loss, module.bkd_loss, module.adjusted_cross_entropy
     r: Any = {"reduction": reduction}
+    ride, diversity = module.ride_loss, module.diversity_loss
+    collaborative = module.collaborative_kd_loss
+    weights = draw(3, N, seed=6).abs()
+
+    def experts(x: Tensor) -> list[Tensor]:
+        return [x, teacher.to(x.dtype), 0.5 * x]
+
     kd_of_kind = {
         f"kd {kind}": lambda x, t=t: kd(x, teacher.to(x.dtype), t, **r)
         for kind, t in TEMPERATURES.items()
@@ -83,6 +90,32 @@ def losses(module: Any, reduction: str = "mean") -> dict[str, Loss]:
             focal_gamma=1.5,
             ignore_index=6,
             **r,
+        ),
+        # Pairwise, as the mean of the logits would be a constant of second derivatives.
+        "ride pairwise": lambda x: ride(
+            experts(x),
+            TARGET,
+            margin=margin,
+            class_weight=weight,
+            temperature=TEMPERATURES["class"],
+            pairwise=True,
+            **r,
+        ),
+        "ride collaborative": lambda x: ride(
+            torch.stack(experts(x)),
+            TARGET,
+            margin=margin,
+            temperature=2.0,
+            collaborative=True,
+            pairwise=True,
+            **r,
+        ),
+        "ride alone": lambda x: ride(experts(x), TARGET, diversity_factor=0, **r),
+        "diversity": lambda x: diversity(
+            torch.stack(experts(x)), TEMPERATURES["sample"], pairwise=True, **r
+        ),
+        "collaborative": lambda x: collaborative(
+            experts(x), 1.5, sample_weight=weights, direction="teacher_first", **r
         ),
     }
 
@@ -132,7 +165,14 @@ def test_second_derivative_is_an_error_and_the_definition_has_it(name: str) -> N
     loss = losses(functional)[name]
     (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
     assert first.requires_grad
-    op = {"kd": "kd_loss", "bk": "bkd_loss", "ac": "adjusted_cross_entropy"}[name[:2]]
+    op = {
+        "kd": "kd_loss",
+        "bk": "bkd_loss",
+        "ac": "adjusted_cross_entropy",
+        "ri": "ride_loss",
+        "di": "diversity_loss",
+        "co": "collaborative_kd_loss",
+    }[name[:2]]
     with pytest.raises(RuntimeError, match=rf"`{op}`: .*twice.*backend\('reference'\)"):
         first.square().sum().backward()
     with ltkernels.backend("reference"):
