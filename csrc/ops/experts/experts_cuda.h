@@ -1,4 +1,4 @@
-// Host entry of the CUDA experts kernels. Every pointer of `params` lies on `launch.device`.
+// Host entry of the CUDA kernels of experts. Every pointer of `params` lies on `launch.device`.
 #pragma once
 
 #include "common/cuda/launch.h"
@@ -6,8 +6,8 @@
 
 namespace ltk {
 
-// Queues the kernels on the stream. `dtype` is the element type of logits and gradients.
-// Returns null, or the reason why nothing was queued.
+// Queues one kernel on the stream. `dtype` is the element type of logits and gradients. Returns
+// null, or the reason why nothing was queued.
 template <class Acc>
 const char* experts_cuda(const ExpertsParams<Acc>& params, DType dtype, const CudaLaunch& launch);
 
