@@ -1,6 +1,7 @@
 """Losses and routing as functions, drop-in for `torch.nn.functional`'s.
 
-`kd_loss`, `bkd_loss` and `adjusted_cross_entropy` are fused: a call takes the kernel of its
+`kd_loss`, `bkd_loss`, `adjusted_cross_entropy`, `info_nce` and `knowledge_balance_weight` are
+fused: a call takes the kernel of its
 tensors' device, and the definition of the same name in `ltkernels.reference` where there is none
 (other devices, forward-mode AD, torch.func transforms, an input the kernel has no gradient for).
 The ops on several experts have no kernel yet; here they are their definitions.
@@ -9,15 +10,15 @@ The ops on several experts have no kernel yet; here they are their definitions.
 from ..reference import (
     collaborative_kd_loss,
     diversity_loss,
-    info_nce,
-    knowledge_balance_weight,
     ride_loss,
     routing_loss,
     routing_target,
     topz_gate,
 )
 from .adjusted_cross_entropy import adjusted_cross_entropy
+from .contrast import info_nce
 from .distillation import bkd_loss, kd_loss
+from .knowledge_balance import knowledge_balance_weight
 
 __all__ = [
     "adjusted_cross_entropy",
