@@ -293,7 +293,8 @@ inline void finish(const InfoNceParams<Acc>& p, int64_t begin, int64_t end, Acc*
       Acc largest = 0;
       for (int64_t d = 0; d < p.columns; d++) {
         key[d] = unit * acc[d * R] - missing * key[d];
-        largest = std::fabs(key[d]) > largest ? Acc(std::fabs(key[d])) : largest;
+        const Acc size = std::fabs(key[d]);
+        if (size > largest && size < kInf<Acc>) largest = size;
       }
       Acc half = 1;
       if (p.grad_scale != nullptr) p.grad_scale[n] = half = half_scale(float(largest));

@@ -364,7 +364,8 @@ __global__ void __launch_bounds__(kFinishThreads, 8)
     Acc largest = 0;
     for (int64_t d = threadIdx.x; d < p.columns; d += kFinishThreads) {
       kept[d] = gradient(d);
-      largest = std::fmax(largest, std::fabs(kept[d]));
+      const Acc size = std::fabs(kept[d]);
+      if (size > largest && size < kInfinity<Acc>) largest = size;
     }
     const Acc half = half_scale(group.all_reduce(largest, Max()));
     if (threadIdx.x == 0) p.grad_scale[n] = half;
