@@ -80,7 +80,7 @@ def least_blocks(kernel: Kernel) -> int:
     if "info_nce_partial" in kernel.name:  # wider ones hold the accumulator in their registers
         return 2 if "IfLi4ELi64E" in kernel.name or "IfLi4ELi128E" in kernel.name else 1
     if "info_nce_finish" in kernel.name:
-        return 8
+        return 4
     return 5 if "scale_gradient" in kernel.name else 1
 
 

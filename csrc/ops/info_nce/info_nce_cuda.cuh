@@ -312,7 +312,7 @@ __device__ __forceinline__ void store_gradient(const InfoNceParams<Acc>& p, int6
 }
 
 template <class Acc>
-__global__ void __launch_bounds__(kFinishThreads, 8)
+__global__ void __launch_bounds__(kFinishThreads, 4)
     info_nce_finish(const __grid_constant__ InfoNceParams<Acc> p, unsigned* __restrict__ counter) {
   const InfoNceWorkspace<Acc> workspace{p};
   unsigned char* const scratch = dynamic_shared();
