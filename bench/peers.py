@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 
 from ltkernels import functional as ltk
 
@@ -30,6 +30,8 @@ MIXUP_SHARE = 0.3
 LDAM_SCALE = 30.0
 FOCAL_GAMMA = 2.0
 SUBSETS = 3  # many, medium and few shots
+CONTRAST_TEMPERATURE = 0.2
+CONTRAST_WIDTH = 128  # of MoCo's embeddings
 
 DTYPES = {
     "fp64": torch.float64,
@@ -113,6 +115,25 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
     return ((1 - torch.exp(-row_loss)) ** FOCAL_GAMMA * row_loss).mean()
 
 
+def info_nce(query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
+    """MoCo's contrast, as NCL has it; the queue `[Q, D]` in place of the number of classes."""
+    of_key = torch.einsum("nd,nd->n", query, key).unsqueeze(-1)
+    of_queue = torch.einsum("nd,qd->nq", query, queue)
+    logits = torch.cat([of_key, of_queue], dim=1) / CONTRAST_TEMPERATURE
+    return cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def balance_weight(row_loss: Tensor, ref: Tensor, cls: Tensor, target: Tensor) -> Tensor:
+    """ECL: each sample's loss `[N]`, weighted by how far one head lags behind the other."""
+    with torch.no_grad():
+        of_cls, of_ref = (
+            cross_entropy(z / z.std(dim=1, keepdim=True), target, reduction="none")
+            for z in (cls, ref)
+        )
+        weight = of_cls / of_ref.clamp(min=1e-6)
+    return (weight * row_loss).mean()
+
+
 # --- ours ----------------------------------------------------------------------------------------
 
 
@@ -147,6 +168,10 @@ def _balanced_softmax(logits: Tensor, target: Tensor, log_prior: Tensor) -> Tens
 
 def _ldam(logits: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     return ltk.adjusted_cross_entropy(logits, target, scale=LDAM_SCALE, margin=margin)
+
+
+def _balance_weight(row_loss: Tensor, ref: Tensor, cls: Tensor, target: Tensor) -> Tensor:
+    return (ltk.knowledge_balance_weight(ref, cls, target) * row_loss).mean()
 
 
 # --- Liger-Kernel, where it is installed ---------------------------------------------------------
@@ -187,6 +212,10 @@ class Draw:
 
     def expert_logits(self) -> list[Tensor]:
         return [self.logits() for _ in range(EXPERTS)]
+
+    def unit(self, rows: int) -> Tensor:
+        x = torch.randn(rows, CONTRAST_WIDTH, generator=self.generator, device=self.device)
+        return normalize(x, dim=1).to(self.dtype)
 
     def target(self) -> Tensor:
         return torch.randint(
@@ -337,6 +366,20 @@ CASES = {
             partial(ltk.adjusted_cross_entropy, focal_gamma=FOCAL_GAMMA),
             lambda d: (d.logits(), d.target()),
             floor=matrices(2),
+        ),
+        Case(
+            "info_nce",
+            info_nce,
+            partial(ltk.info_nce, temperature=CONTRAST_TEMPERATURE),
+            lambda d: (d.unit(d.rows), d.unit(d.rows), d.unit(d.classes)),
+            floor=lambda n, c: (3 * n + c) * CONTRAST_WIDTH,
+        ),
+        Case(
+            "knowledge_balance_weight",
+            balance_weight,
+            _balance_weight,
+            lambda d: (d.uniform(0, 2, d.rows), d.logits(), d.logits(), d.target()),
+            floor=lambda n, c: 2 * n * c,
         ),
     )
 }

@@ -7,6 +7,8 @@
 #include "ops/adjusted_cross_entropy/adjusted_cross_entropy_cpu.h"
 #include "ops/distillation/distillation_cpu.h"
 #include "ops/experts/experts_cpu.h"
+#include "ops/info_nce/info_nce_cpu.h"
+#include "ops/knowledge_balance_weight/knowledge_balance_weight_cpu.h"
 #include "ops/scale_gradient/scale_gradient_cpu.h"
 #include "ops/subset_distillation/subset_distillation_cpu.h"
 #include "ops/subset_distillation/subset_plan.h"
@@ -369,7 +371,115 @@ void experts(int64_t columns, ExpertsFeature feature) {
 }
 
 template <class Storage>
+void info_nce(int64_t columns, int64_t queue_rows, bool transposed, int64_t parts) {
+  using Acc = Accumulate<Storage>;
+  const int64_t rows = 19;
+  check::context = std::string(check::kTypeName<Storage>) + " D = " + std::to_string(columns) +
+                   " Q = " + std::to_string(queue_rows);
+  std::mt19937 random(9);
+  Matrix<Storage> query(rows, columns, columns + 1), key(rows, columns);
+  Matrix<Storage> queue(transposed ? columns : queue_rows, transposed ? queue_rows : columns);
+  for (Matrix<Storage>* m : {&query, &key, &queue})
+    check::fill_normal(*m, random, 1 / std::sqrt(double(columns)));
+  Matrix<Storage> grad(rows, columns), first(rows, columns);
+  Matrix<Acc> row_loss(rows, 1), grad_scale(rows, 1), first_loss(rows, 1);
+  InfoNceParams<Acc> p{};
+  p.rows = rows;
+  p.columns = columns;
+  p.queue_rows = queue_rows;
+  p.query = {query.data(), check::kDType<Storage>, columns + 1, 1};
+  p.key = {key.data(), check::kDType<Storage>, columns, 1};
+  p.queue = {queue.data(), check::kDType<Storage>, transposed ? 1 : columns,
+             transposed ? queue_rows : 1};
+  p.temperature = Acc(0.5);
+  p.factor = 1;
+  cut_queue(p, parts);
+  p.row_loss = row_loss.data();
+  p.grad = grad.data();
+  if (std::is_same_v<Storage, Half>) p.grad_scale = grad_scale.data();
+  for_each_isa([&](Isa isa) {
+    grad.poison();
+    row_loss.poison();
+    switch (isa) {
+#define LTK_CASE(name)                                          \
+  case Isa::name: {                                             \
+    const int64_t tile = name::info_nce_tile<Acc>();            \
+    const int64_t tiles = (rows + tile - 1) / tile;             \
+    Scratch<Acc> workspace(name::info_nce_workspace(p));        \
+    p.workspace = workspace.data();                             \
+    name::info_nce_pack(p, 0, tiles);                           \
+    for (int64_t task = 0; task < tiles * p.parts; task += 3) { \
+      Scratch<Acc> scratch(name::info_nce_scratch(p));          \
+      const int64_t end = std::min(task + 3, tiles * p.parts);  \
+      name::info_nce_tasks(p, task, end, scratch.data());       \
+    }                                                           \
+    Scratch<Acc> scratch(name::info_nce_scratch(p));            \
+    name::info_nce_finish(p, 0, tiles, scratch.data());         \
+    break;                                                      \
+  }
+      LTK_FOR_EACH_ISA(LTK_CASE)
+#undef LTK_CASE
+    }
+    if (isa == Isa::baseline) {
+      std::memcpy(first.data(), grad.data(), rows * columns * sizeof(Storage));
+      std::memcpy(first_loss.data(), row_loss.data(), rows * sizeof(Acc));
+    }
+    same(grad, first, p.grad_scale ? std::pow(2.0, 13) : 4.0, "gradient");
+    same(row_loss, first_loss, 10, "loss");
+  });
+}
+
+template <class Storage>
+void knowledge_balance_weight(int64_t columns) {
+  using Acc = Accumulate<Storage>;
+  const int64_t rows = 2;
+  check::context = std::string(check::kTypeName<Storage>) + " C = " + std::to_string(columns);
+  std::mt19937 random(4);
+  Matrix<Storage> ref(rows, columns), cls(rows, columns);
+  check::fill_normal(ref, random, 3);
+  check::fill_normal(cls, random, 3);
+  const std::vector<int64_t> target{0, columns - 1};
+  Matrix<Acc> weight(rows, 1), first(rows, 1);
+  KnowledgeBalanceWeightParams<Acc> p{};
+  p.rows = rows;
+  p.columns = columns;
+  p.ref_logits = ref.data();
+  p.ref_stride = columns;
+  p.cls_logits = cls.data();
+  p.cls_stride = columns;
+  p.target = target.data();
+  p.eps = Acc(0.1);
+  p.smallest_variance = Acc(0.01);
+  p.weight = weight.data();
+  for_each_isa([&](Isa isa) {
+    weight.poison();
+    auto run = [&](auto scratch_size, auto kernel) {
+      Scratch<Acc> scratch(scratch_size(p));
+      kernel(p, check::kDType<Storage>, 0, rows, scratch.data());
+    };
+    switch (isa) {
+#define LTK_CASE(name)                                                                          \
+  case Isa::name:                                                                               \
+    run(name::knowledge_balance_weight_scratch<Acc>, name::knowledge_balance_weight_rows<Acc>); \
+    break;
+      LTK_FOR_EACH_ISA(LTK_CASE)
+#undef LTK_CASE
+    }
+    if (isa == Isa::baseline) std::memcpy(first.data(), weight.data(), rows * sizeof(Acc));
+    same(weight, first, 100, "weight");
+  });
+}
+
+template <class Storage>
 void every_kernel() {
+  for (int64_t columns : {1, 7, 64, 65, 131}) {
+    for (int64_t queue_rows : {0, 1, 63, 64, 65, 200}) {
+      info_nce<Storage>(columns, queue_rows, false, 1);
+      info_nce<Storage>(columns, queue_rows, true, 3);
+    }
+  }
+  for (int64_t columns : kColumns) knowledge_balance_weight<Storage>(columns);
+
   for (int64_t columns : kColumns) {
     for (int feature = kPlain; feature <= kTeacherGradient; feature++)
       distillation<Storage>(columns, static_cast<Feature>(feature));

@@ -16,6 +16,8 @@ from .experts import (
     PAIRWISE,
     experts,
 )
+from .info_nce import info_nce
+from .knowledge_balance_weight import knowledge_balance_weight
 from .scale_gradient import scale_gradient
 from .subset_distillation import MOST_SUBSETS, subset_distillation
 
@@ -33,6 +35,8 @@ __all__ = [
     "built_for_cuda",
     "distillation",
     "experts",
+    "info_nce",
+    "knowledge_balance_weight",
     "scale_gradient",
     "subset_distillation",
 ]

@@ -363,6 +363,38 @@ def _collaborative_kd_loss(random: Random, dtype: torch.dtype) -> Arguments:
     return {**call, "reduction": _reduction(random)}
 
 
+def _info_nce(random: Random, dtype: torch.dtype) -> Arguments:
+    # Not as large as logits: a similarity takes all columns.
+    rows = Rows(random.choice([0, 1, 2, 3, 5, 17, 33, 64]))
+    classes = Classes(random.choice([1, 2, random.randint(1, 70), 64, 127, 128, 129, 300]))
+    queue = random.choice([0, 1, random.randint(1, 70), 63, 64, 65, 200, 1000])
+    queue = min(queue, max(1, 2**20 // (max(rows, 1) * classes)))
+    others = [random.choice([dtype, dtype, *DTYPES]) for _ in range(2)]
+    temperature = random.choice([0.2, 0.07, 1.0, 30.0, random.uniform(0.05, 20)])
+    shape = random.choice([None, None, (1,), (rows, 1)])
+    return {
+        "query": _logits(random, rows, classes, dtype),
+        "key": _logits(random, rows, classes, others[0]),
+        "queue": _logits(random, queue, classes, others[1]),
+        "temperature": temperature
+        if shape is None
+        else _uniform(random, *shape, low=temperature, high=1.5 * temperature),
+        "reduction": _reduction(random),
+    }
+
+
+def _knowledge_balance_weight(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    call: Arguments = {
+        "ref_logits": _logits(random, rows, classes, dtype),
+        "cls_logits": _logits(random, rows, classes, random.choice([dtype, dtype, *DTYPES])),
+        "target": _target(random, rows, classes),
+    }
+    if _sometimes(random):
+        call["eps"] = random.choice([0.1, 1e-3, 2])
+    return call
+
+
 def _both_sides(arguments: Arguments) -> tuple[str, ...]:
     return ("student",) if arguments.get("detach_teacher", True) else ("student", "teacher")
 
@@ -393,6 +425,20 @@ CASES = {
             _collaborative_kd_loss,
             ("expert_logits",),
             lambda _: ("expert_logits",),
+        ),
+        Op(
+            "info_nce",
+            "info_nce",
+            _info_nce,
+            ("query", "key", "queue"),
+            lambda _: ("query",),
+        ),
+        Op(
+            "knowledge_balance_weight",
+            "knowledge_balance_weight",
+            _knowledge_balance_weight,
+            ("ref_logits", "cls_logits"),
+            lambda _: (),
         ),
     )
 }

@@ -19,6 +19,8 @@ BKD: dict[str, Any] = {**KD, "target": Y}
 ACE: dict[str, Any] = {"logits": X, "target": Y}
 RIDE: dict[str, Any] = {"expert_logits": [X, T], "target": Y}
 COLLABORATIVE: dict[str, Any] = {"expert_logits": torch.zeros(2, N, C)}
+NCE: dict[str, Any] = {"query": X, "key": X, "queue": torch.zeros(4, C)}
+BALANCE: dict[str, Any] = {"ref_logits": X, "cls_logits": X, "target": Y}
 MIXUP: dict[str, Any] = {"target_b": Y, "lam": 0.5}
 
 
@@ -161,6 +163,19 @@ BAD: dict[tuple[str, str], list[tuple[Any, type[Exception]]]] = {
         (True, TypeError),
     ],
     ("adjusted_cross_entropy", "reduction"): REDUCTIONS,
+    ("info_nce", "query"): LOGITS,
+    ("info_nce", "key"): TEACHERS,
+    ("info_nce", "queue"): [*LOGITS, (torch.zeros(N, C + 1), ValueError), (META, ValueError)],
+    ("info_nce", "temperature"): [
+        *((t, e) for t, e in TEMPERATURES if e is ValueError or not isinstance(t, Tensor)),
+        (torch.ones(1, dtype=torch.int64), TypeError),
+        (torch.ones(C), ValueError),
+    ],
+    ("info_nce", "reduction"): REDUCTIONS,
+    ("knowledge_balance_weight", "ref_logits"): LOGITS,
+    ("knowledge_balance_weight", "cls_logits"): TEACHERS,
+    ("knowledge_balance_weight", "target"): [*TARGETS, (torch.zeros(N, C), TypeError)],
+    ("knowledge_balance_weight", "eps"): numbers(0.0, -1.0, INF, NAN),
 }
 BAD |= {
     ("ride_loss", "expert_logits"): EXPERTS,
@@ -192,6 +207,8 @@ GOOD = {
     "kd_loss": KD,
     "bkd_loss": BKD,
     "adjusted_cross_entropy": ACE,
+    "info_nce": NCE,
+    "knowledge_balance_weight": BALANCE,
     "ride_loss": RIDE,
     "diversity_loss": {"expert_logits": [X, T]},
     "collaborative_kd_loss": COLLABORATIVE,
@@ -308,6 +325,9 @@ def test_refused(case: Case, module: Any) -> None:
         ("bkd_loss", {**MIXUP, "lam": torch.tensor(0.5, dtype=torch.float64)}),
         ("bkd_loss", {"target": torch.full((N, C), 0.2, dtype=torch.float16)}),
         ("adjusted_cross_entropy", {"target": Y - 1, "ignore_index": -1}),
+        ("info_nce", {"queue": torch.zeros(0, C), "temperature": torch.full((N, 1), 0.1)}),
+        ("info_nce", {"query": X.half(), "key": X.double(), "queue": X.bfloat16()}),
+        ("knowledge_balance_weight", {"ref_logits": X.half(), "eps": 1}),
         ("adjusted_cross_entropy", {"margin": -torch.ones(C), "bias": torch.full((C,), -INF)}),
         ("ride_loss", {"expert_logits": (X, T, X), "temperature": torch.tensor(2.0)}),
         ("ride_loss", {"margin": -torch.ones(C).double(), "diversity_factor": 0}),

@@ -103,6 +103,40 @@ def test_saved_for_backward(name: str, dtype: torch.dtype) -> None:
     loss.backward()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "width", "size", "transposed"),
+    [(256, 64, 1024, False), (64, 128, 8192, True), (33, 1024, 512, False), (8, 32, 65_536, False)],
+)
+def test_peak_of_info_nce(
+    rows: int, width: int, size: int, transposed: bool, dtype: torch.dtype
+) -> None:
+    """Forward and backward, with the scratch of two threads, which torch does not count."""
+    random = torch.Generator().manual_seed(0)
+    query, key, queue = (
+        torch.randn(n, width, generator=random).div(width**0.5).to(dtype)
+        for n in (rows, rows, size)
+    )
+    query.requires_grad_()
+    if transposed:
+        queue = queue.t().contiguous().t()
+    inputs = sum(x.nelement() * x.element_size() for x in (query, key, queue))
+    similarities = rows * size * 4
+
+    def step(module: Any) -> Tensor:
+        loss = module.info_nce(query, key, queue)
+        return torch.autograd.grad(3 * loss, query)[0]
+
+    accumulator = 8 if dtype == torch.float64 else 4
+    scratch = 2 * accumulator * 64 * ((width + 63) // 64 * 64 + 32)
+    peak = peak_bytes(lambda: step(functional))
+    assert peak + scratch <= 1.5 * inputs
+    assert peak_bytes(lambda: step(reference)) >= similarities
+    with torch.no_grad():
+        forward = peak_bytes(lambda: functional.info_nce(query, key, queue))
+    assert forward <= peak
+
+
 # --- float16 --------------------------------------------------------------------------------------
 
 

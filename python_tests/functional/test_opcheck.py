@@ -259,6 +259,51 @@ def test_adjusted_cross_entropy(variant: str, dtype: torch.dtype) -> None:
     opcheck(_ops.adjusted_cross_entropy, adjusted(dtype, **changes), test_utils=TESTS)
 
 
+def info_nce(dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Any, ...]:
+    arguments: dict[str, Any] = {
+        "query": draw(N, C, dtype=dtype),
+        "key": draw(N, C, seed=1, dtype=dtype),
+        "queue": draw(70, C, seed=2, dtype=dtype),
+        "temperature": 0.5,
+        "row_temperature": None,
+        "reduction": 1,
+        "gradient": True,
+    }
+    assert changes.keys() <= arguments.keys()
+    return tuple({**arguments, **changes}.values())
+
+
+def info_nce_variants(dtype: torch.dtype) -> dict[str, Overrides]:
+    return {
+        "plain": {},
+        "forward": {"gradient": False, "reduction": 2},
+        "rows": {"row_temperature": torch.rand(N, dtype=acc(dtype)) + 0.5, "reduction": 0},
+        "strided": {
+            "query": draw(C, N, dtype=dtype).t(),
+            "key": draw(1, C, dtype=dtype).expand(N, C),
+            "queue": draw(C, 70, dtype=torch.bfloat16).t(),
+        },
+        "no queue": {"queue": draw(0, C, dtype=dtype)},
+        "no rows": {"query": draw(0, C, dtype=dtype), "key": draw(0, C), "reduction": 2},
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", info_nce_variants(torch.float32))
+def test_info_nce(variant: str, dtype: torch.dtype) -> None:
+    changes = info_nce_variants(dtype)[variant]
+    opcheck(_ops.info_nce, info_nce(dtype, **changes), test_utils=TESTS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_knowledge_balance_weight(dtype: torch.dtype) -> None:
+    heads = draw(N, C, dtype=dtype), draw(C, N, seed=1, dtype=dtype).t()
+    target = torch.tensor([0, 36, 7])
+    opcheck(_ops.knowledge_balance_weight, (*heads, target, 1e-6), test_utils=TESTS)
+    nothing = draw(0, C, dtype=dtype)
+    opcheck(_ops.knowledge_balance_weight, (nothing, nothing, target[:0], 1.0), test_utils=TESTS)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_scale_gradient(dtype: torch.dtype) -> None:
     a = acc(dtype)
@@ -390,6 +435,41 @@ def test_wrong_subset_distillation_arguments(what: str) -> None:
 def test_wrong_adjusted_cross_entropy_arguments(what: str) -> None:
     with pytest.raises(RuntimeError):
         _ops.adjusted_cross_entropy(*adjusted(**WRONG_ADJUSTED[what]))
+
+
+WRONG_INFO_NCE: dict[str, Overrides] = {
+    "query dtype": {"query": torch.zeros(N, C, dtype=torch.int64)},
+    "query dim": {"query": torch.zeros(C)},
+    "key rows": {"key": torch.zeros(N + 1, C)},
+    "key columns": {"key": torch.zeros(N, C + 1)},
+    "key dtype": {"key": torch.zeros(N, C, dtype=torch.int64)},
+    "queue columns": {"queue": torch.zeros(5, C - 1)},
+    "queue dim": {"queue": torch.zeros(C)},
+    "wider queue": {"queue": torch.zeros(5, C).double()},
+    "row temperature": {"row_temperature": torch.ones(N + 1)},
+    "row temperature dtype": {"row_temperature": torch.ones(N).double()},
+}
+WRONG_BALANCE = {
+    "ref dim": (draw(C), draw(N, C), LONG),
+    "ref dtype": (LONG.expand(N, N), LONG.expand(N, N), LONG),
+    "cls shape": (draw(N, C), draw(N, C + 1), LONG),
+    "cls dtype": (draw(N, C), draw(N, C).half(), LONG),
+    "target size": (draw(N, C), draw(N, C), LONG[:-1]),
+    "target dtype": (draw(N, C), draw(N, C), LONG.int()),
+    "target range": (draw(N, C), draw(N, C), LONG + C),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_INFO_NCE)
+def test_wrong_info_nce_arguments(what: str) -> None:
+    with pytest.raises(RuntimeError):
+        _ops.info_nce(*info_nce(**WRONG_INFO_NCE[what]))
+
+
+@pytest.mark.parametrize("what", WRONG_BALANCE)
+def test_wrong_knowledge_balance_weight_arguments(what: str) -> None:
+    with pytest.raises(RuntimeError):
+        _ops.knowledge_balance_weight(*WRONG_BALANCE[what], 1e-6)
 
 
 WRONG_SCALE_GRADIENT = {

@@ -39,6 +39,7 @@ def losses(module: Any, reduction: str = "mean") -> dict[str, Loss]:
     soft = torch.softmax(draw(N, C, seed=3), dim=1)
     mixup = {"target_b": torch.tensor([1, 6, 0, 2]), "lam": torch.tensor([0.0, 1.0, 0.3, 0.5])}
     margin, bias = draw(C, seed=4).abs(), draw(C, seed=5)
+    queue = draw(70, C, seed=6)
     kd, bkd, ace = module.kd_loss, module.bkd_loss, module.adjusted_cross_entropy
     r: Any = {"reduction": reduction}
     ride, diversity = module.ride_loss, module.diversity_loss
@@ -117,6 +118,10 @@ def losses(module: Any, reduction: str = "mean") -> dict[str, Loss]:
         "collaborative": lambda x: collaborative(
             experts(x), 1.5, sample_weight=weights, direction="teacher_first", **r
         ),
+        "info_nce": lambda x: module.info_nce(x, teacher.to(x.dtype), queue.to(x.dtype), **r),
+        "info_nce rows": lambda x: module.info_nce(
+            x, teacher.to(x.dtype), queue[:5].to(x.dtype), TEMPERATURES["sample"], **r
+        ),
     }
 
 
@@ -172,6 +177,7 @@ def test_second_derivative_is_an_error_and_the_definition_has_it(name: str) -> N
         "ri": "ride_loss",
         "di": "diversity_loss",
         "co": "collaborative_kd_loss",
+        "in": "info_nce",
     }[name[:2]]
     with pytest.raises(RuntimeError, match=rf"`{op}`: .*twice.*backend\('reference'\)"):
         first.square().sum().backward()

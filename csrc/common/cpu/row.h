@@ -195,12 +195,13 @@ inline Acc correction(Acc then, Acc now, Acc log2_scale) {
 }
 
 // A power of two of at least `magnitude` / 2^12: float16 holds gradients divided by it with a
-// margin of 2^4 above and 2^-36 below.
+// margin of 2^4 above and 2^-36 below. Of a gradient that nearly underflows it is no less than
+// 2^-112, so that its inverse is finite.
 inline float half_scale(float magnitude) {
   if (!(magnitude > 0) || magnitude > 1e30f) return 1;
   int exponent;
   std::frexp(magnitude, &exponent);
-  return std::ldexp(1.0f, exponent - 12);
+  return std::ldexp(1.0f, (exponent < -100 ? -100 : exponent) - 12);
 }
 
 }  // namespace ltk::LTK_ISA
