@@ -7,6 +7,7 @@ from ._library import REDUCTION_CODE, built_for_cuda
 from .adjusted_cross_entropy import adjusted_cross_entropy
 from .distillation import distillation
 from .scale_gradient import scale_gradient
+from .topz_gate import topz_gate, topz_gate_backward
 
 __all__ = [
     "REDUCTION_CODE",
@@ -14,4 +15,6 @@ __all__ = [
     "built_for_cuda",
     "distillation",
     "scale_gradient",
+    "topz_gate",
+    "topz_gate_backward",
 ]

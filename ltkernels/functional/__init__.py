@@ -14,10 +14,10 @@ from ..reference import (
     ride_loss,
     routing_loss,
     routing_target,
-    topz_gate,
 )
 from .adjusted_cross_entropy import adjusted_cross_entropy
 from .distillation import bkd_loss, kd_loss
+from .routing import topz_gate
 
 __all__ = [
     "adjusted_cross_entropy",

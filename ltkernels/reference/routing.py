@@ -26,9 +26,8 @@ def topz_gate(
         g_n = W_2 \big( \mathrm{top}_z(l_n) \oplus
               \mathrm{relu}(W_1 v_n / \lVert v_n \rVert + b_1) \big) + b_2
 
-    The z largest logits are sorted descending, in the order of `torch.topk`, NaN first; which of
-    several equal logits gets the gradient is `torch.topk`'s choice. A -inf among them adds nothing
-    and has no gradient. A row without a finite logit is NaN. The norm is at least 1e-12.
+    The z largest logits are sorted descending, NaN first, as `torch.topk` has them; of equal logits
+    the one of the lowest class comes first. A -inf among them adds nothing and has no gradient. A row without a finite logit is NaN. The norm is at least 1e-12.
 
     Args:
         logits: l, `[N, C]`; RIDE takes the mean of the experts so far.
@@ -54,7 +53,7 @@ def topz_gate(
     logits, feature = logits.to(dtype), feature.to(dtype)
     w1, b1, w2, b2 = (x.to(dtype) for x in (w1, b1, w2, b2))
     with torch.autocast(logits.device.type, enabled=False):
-        top = logits.topk(z, dim=1).values
+        top = logits.sort(dim=1, descending=True, stable=True).values[:, :z]
         nothing = torch.where(empty_rows(logits), float("nan"), 0.0).to(dtype)
         top = torch.where(top == NEG_INF, nothing, top)
         hidden = relu(linear(normalize(feature, dim=1), w1, b1))
