@@ -1,9 +1,9 @@
 """Losses and routing as functions, drop-in for `torch.nn.functional`'s.
 
-`kd_loss`, `bkd_loss` and `adjusted_cross_entropy` are fused: a call takes the kernel of its
+`kd_loss`, `bkd_loss`, `adjusted_cross_entropy` and the routing ops are fused: a call takes the kernel of its
 tensors' device, and the definition of the same name in `ltkernels.reference` where there is none
 (other devices, forward-mode AD, torch.func transforms, an input the kernel has no gradient for).
-The ops on several experts have no kernel yet; here they are their definitions.
+The losses on several experts have no kernel yet; here they are their definitions.
 """
 
 from ..reference import (
@@ -12,12 +12,10 @@ from ..reference import (
     info_nce,
     knowledge_balance_weight,
     ride_loss,
-    routing_loss,
-    routing_target,
 )
 from .adjusted_cross_entropy import adjusted_cross_entropy
 from .distillation import bkd_loss, kd_loss
-from .routing import topz_gate
+from .routing import route_experts, routing_loss, routing_target, topz_gate
 
 __all__ = [
     "adjusted_cross_entropy",
@@ -28,6 +26,7 @@ __all__ = [
     "kd_loss",
     "knowledge_balance_weight",
     "ride_loss",
+    "route_experts",
     "routing_loss",
     "routing_target",
     "topz_gate",

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from .. import _backend, _checks, _ops, reference
-from ._gradient import once_differentiable
+from .._checks import Experts, Reduction
+from ._constants import constant
+from ._gradient import once_differentiable, scaled
 
 
 def topz_gate(
@@ -78,10 +79,9 @@ class _TopzGate(torch.autograd.Function):
         else:
             gradients = _ops.topz_gate_backward(upstream.contiguous(), *saved, *wanted)
         if not compiling and torch.is_grad_enabled():
-            gradients = [
-                once_differentiable("topz_gate", gradient, gate, upstream)
-                for gradient in gradients
-            ]
+            gradients = tuple(
+                once_differentiable("topz_gate", gradient, gate, upstream) for gradient in gradients
+            )
         kept = zip(gradients, ctx.needs_input_grad, strict=False)
         return *(gradient if wants else None for gradient, wants in kept), None
 
@@ -113,3 +113,88 @@ def _gradients_by_definition(
         torch.cat([upstream @ top, upstream @ units]).unsqueeze(0),
         upstream.sum().unsqueeze(0),
     )
+
+
+def routing_loss(
+    gate: Tensor,
+    needs_help: Tensor,
+    pos_weight: float = 100.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    _checks.routing_loss(gate, needs_help, pos_weight, reduction)
+    if not _backend.use_fused("routing_loss", gate):
+        return reference.routing_loss(gate, needs_help, pos_weight, reduction)
+    if needs_help.dtype != torch.bool:
+        needs_help = constant(needs_help, gate)
+    rest = (
+        needs_help.reshape(-1).contiguous(),
+        float(pos_weight),
+        _ops.REDUCTION_CODE[reduction],
+    )
+    if torch.is_grad_enabled() and gate.requires_grad:
+        loss = _RoutingLoss.apply(gate, rest)  # type: ignore[no-untyped-call]
+    else:
+        loss = _ops.routing_loss(gate.reshape(-1).contiguous(), *rest, False)[0]
+    assert isinstance(loss, Tensor)
+    return loss.view(gate.shape) if reduction == "none" else loss
+
+
+routing_loss.__doc__ = reference.routing_loss.__doc__
+
+
+class _RoutingLoss(torch.autograd.Function):
+    """The loss, with its gradient computed on the way, in the dtype of the arithmetic."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, rest: tuple[Any, ...]) -> Tensor:
+        loss, grad = _ops.routing_loss(gate.reshape(-1).contiguous(), *rest, True)
+        ctx.save_for_backward(grad.unsqueeze(1), loss)
+        ctx.shape, ctx.dtype = gate.shape, gate.dtype
+        assert isinstance(loss, Tensor)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        grad, loss = ctx.saved_tensors
+        result = scaled("routing_loss", loss, grad, upstream[0], grad.new_empty(0))
+        return result.reshape(ctx.shape).to(ctx.dtype), None
+
+
+def routing_target(expert_logits: Experts, target: Tensor) -> Tensor:
+    experts = _checks.routing_target(expert_logits, target)
+    few = len(experts) <= _ops.MOST_EXPERTS
+    if not (few and _backend.use_fused("routing_target", experts[0])):
+        return reference.routing_target(expert_logits, target)
+    needs_help = _ops.routing_target([x.detach() for x in experts], target.contiguous())
+    assert isinstance(needs_help, Tensor)
+    return needs_help
+
+
+routing_target.__doc__ = reference.routing_target.__doc__
+
+
+def route_experts(
+    expert_logits: Experts,
+    features: Experts,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    z: int = 30,
+    threshold: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    experts, gates = _checks.route_experts(expert_logits, features, w1, b1, w2, b2, z, threshold)
+    few = len(experts) <= _ops.MOST_EXPERTS
+    if not (few and _backend.use_fused("route_experts", experts[0])):
+        return reference.route_experts(expert_logits, features, w1, b1, w2, b2, z, threshold)
+    dtype = _checks.compute_dtype(*experts, *gates)
+
+    def read(each: tuple[Tensor, ...]) -> list[Tensor]:
+        return [x.detach().to(dtype) if dtype == torch.float64 else x.detach() for x in each]
+
+    weights = (x.detach().to(dtype).contiguous() for x in (w1, b1, w2, b2))
+    logits, used = _ops.route_experts(read(experts), read(gates), *weights, z, float(threshold))
+    return logits, used
+
+
+route_experts.__doc__ = reference.route_experts.__doc__
