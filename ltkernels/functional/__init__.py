@@ -1,9 +1,10 @@
 """Losses and routing as functions, drop-in for `torch.nn.functional`'s.
 
-`kd_loss`, `bkd_loss`, `adjusted_cross_entropy` and the routing ops are fused: a call takes the kernel of its
-tensors' device, and the definition of the same name in `ltkernels.reference` where there is none
-(other devices, forward-mode AD, torch.func transforms, an input the kernel has no gradient for).
-The losses on several experts have no kernel yet; here they are their definitions.
+`kd_loss`, `bkd_loss`, `adjusted_cross_entropy` and what routes samples between experts are fused: a
+call takes the kernel of its tensors' device, and the definition of the same name in
+`ltkernels.reference` where there is none (other devices, forward-mode AD, torch.func transforms, an
+input the kernel has no gradient for). The losses on several experts have no kernel yet; here they
+are their definitions.
 """
 
 from ..reference import (

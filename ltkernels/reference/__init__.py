@@ -21,7 +21,6 @@ __all__ = [
     "knowledge_balance_weight",
     "ride_loss",
     "route_experts",
-    "route_experts",
     "routing_loss",
     "routing_target",
     "topz_gate",
