@@ -203,7 +203,7 @@ class TopZ {
     index_[count_++] = static_cast<int32_t>(column);
   }
 
-  // What reaches `bound`, in the order of the columns.
+  // What reaches `bound`, or is NaN (behind the groups), in the order of the columns.
   template <int Group, class Storage>
   void collect(const Storage* row, int64_t groups, Acc bound) {
     constexpr int kTogether = Group < 4 ? Group : 4;
@@ -217,7 +217,7 @@ class TopZ {
     const auto look = [&](int64_t column, int vectors) {
       uint64_t bits = 0;
       for (int i = 0; i < vectors; i++)
-        bits |= lane_bits<Acc>(load(row + column + i * L) >= t) << (i * L);
+        bits |= lane_bits<Acc>(~(load(row + column + i * L) < t)) << (i * L);
       for (; bits != 0; bits &= bits - 1) {
         const int64_t c = column + __builtin_ctzll(bits);
         take(c, to_float(row[c]));
