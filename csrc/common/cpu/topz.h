@@ -135,7 +135,7 @@ class TopZ {
   bool bounded(const Storage* row) {
     constexpr int64_t kColumns = Group * L;
     const int64_t groups = columns_ / kColumns;  // each with L maxima
-    V sums{};  // NaN if a value is
+    V sums{};                                    // NaN if a value is
     for (int64_t g = 0; g < groups; g++) {
       const Storage* x = row + g * kColumns;
       V top = load(x), top2 = load(x + L), sum = top, sum2 = top2;
@@ -194,8 +194,8 @@ class TopZ {
       if (i < vectors) count -= load(of + i * L) >= t;
       return sum_of_lanes<Acc>(count + count2);
     };
-    return value_of<Acc>(largest_reached<Acc>(key_of(least), key_of(most), z_, z_ + z_ / 4 + 4,
-                                              reached));
+    return value_of<Acc>(
+        largest_reached<Acc>(key_of(least), key_of(most), z_, z_ + z_ / 4 + 4, reached));
   }
 
   void take(int64_t column, Acc x) {

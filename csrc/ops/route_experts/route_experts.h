@@ -1,8 +1,8 @@
 // RIDE at test time: a sample asks one expert after the other until its router lets it go.
 //
 //   m_i[n]   = (logits_1[n] + .. + logits_i[n]) / i
-//   goes on to expert i + 1:  it has come to expert i, and  gate_i(m_i[n], feature_i[n]) > threshold
-//   experts[n] = how many it has asked,  logits[n] = m_experts[n]
+//   goes on to expert i + 1:  it has come to expert i, and  gate_i(m_i[n], feature_i[n]) >
+//   threshold experts[n] = how many it has asked,  logits[n] = m_experts[n]
 //
 // gate_i is topz_gate's. Gates and logits of experts that a sample does not come to are never read.
 //

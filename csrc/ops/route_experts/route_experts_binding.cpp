@@ -26,9 +26,9 @@ void route_experts_cpu(const RouteExpertsParams<Acc>& p, DType dtype) {
         w1_transposed[(i * p.width + d) * padded + j] = p.w1[(i * p.hidden + j) * p.width + d];
   for_rows(p.rows, p.experts * (p.columns + p.width), [&](int64_t begin, int64_t end) {
     switch (selected_isa()) {
-#define LTK_CASE(isa)                                                               \
-  case Isa::isa:                                                                    \
-    isa::route_experts_rows<Acc>(p, w1_transposed.data(), dtype, begin, end,        \
+#define LTK_CASE(isa)                                                                 \
+  case Isa::isa:                                                                      \
+    isa::route_experts_rows<Acc>(p, w1_transposed.data(), dtype, begin, end,          \
                                  thread_scratch<Acc>(isa::route_experts_scratch(p))); \
     break;
       LTK_FOR_EACH_ISA(LTK_CASE)
@@ -114,9 +114,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ltkernels, m) {
       "route_experts(Tensor[] expert_logits, Tensor[] features, Tensor w1, Tensor b1, Tensor w2, "
       "Tensor b2, int z, float threshold) -> (Tensor logits, Tensor experts)");
 }
-STABLE_TORCH_LIBRARY_IMPL(ltkernels, CPU, m) {
-  m.impl("route_experts", TORCH_BOX(&route_experts));
-}
+STABLE_TORCH_LIBRARY_IMPL(ltkernels, CPU, m) { m.impl("route_experts", TORCH_BOX(&route_experts)); }
 #ifdef LTK_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(ltkernels, CUDA, m) {
   m.impl("route_experts", TORCH_BOX(&route_experts));

@@ -26,8 +26,9 @@ class Router {
         buffer_(units_ + kGateRows * padded_units(p.hidden)),
         top_(buffer_ + kGateRows * p.width),
         index_(reinterpret_cast<int32_t*>(top_ + p.z)),
-        largest_(p.columns, p.z,
-                 scratch + (kGateRows * (padded_units(p.hidden) + p.width) + 2 * p.z + 15) / 16 * 16) {}
+        largest_(
+            p.columns, p.z,
+            scratch + (kGateRows * (padded_units(p.hidden) + p.width) + 2 * p.z + 15) / 16 * 16) {}
 
   void run(int64_t begin, int64_t end) {
     int64_t on_the_way[kRowsTogether];

@@ -45,9 +45,4 @@ struct RoutingTargetParams {
   bool* needs_help;  // [K - 1, N]
 };
 
-// The label of expert k from the bits of all that are right.
-inline constexpr bool helped_later(unsigned right, int k) {
-  return (right >> k & 1u) == 0 && (right >> k) != 0;
-}
-
 }  // namespace ltk

@@ -35,8 +35,7 @@ Outputs routing_loss(const Tensor& gate, const Tensor& needs_help, double pos_we
   const int64_t m = gate.numel();
   const bool flags = needs_help.scalar_type() == ScalarType::Bool;
   STD_TORCH_CHECK(gate.dim() == 1 && gate.is_contiguous() && needs_help.numel() == m &&
-                      needs_help.is_contiguous() &&
-                      needs_help.get_device() == gate.get_device(),
+                      needs_help.is_contiguous() && needs_help.get_device() == gate.get_device(),
                   "expected `gate` and `needs_help` to be contiguous [M] on one device");
   return dispatch_accumulate(dtype, [&](auto zero) -> Outputs {
     using Acc = decltype(zero);
@@ -82,8 +81,9 @@ void routing_target_cpu(const RoutingTargetParams& p, DType dtype) {
 
 Tensor routing_target(const std::vector<Tensor>& expert_logits, const Tensor& target) {
   const int64_t experts = static_cast<int64_t>(expert_logits.size());
-  STD_TORCH_CHECK(1 <= experts && experts <= kMostRoutedExperts, "expected `expert_logits` to be 1 to ",
-                  kMostRoutedExperts, " tensors, got ", experts);
+  STD_TORCH_CHECK(1 <= experts && experts <= kMostRoutedExperts,
+                  "expected `expert_logits` to be 1 to ", kMostRoutedExperts, " tensors, got ",
+                  experts);
   std::vector<Tensor> logits;
   for (const Tensor& x : expert_logits) logits.push_back(rows_of(x, "expert_logits"));
   const Tensor& first = logits[0];

@@ -44,8 +44,8 @@ struct Target {
   const RoutingTargetParams& p;
   int experts() const { return kExperts ? kExperts : p.experts; }
 
-  // Bits of the experts whose sum at the target a column of [from, to) beats: before the target what
-  // is as large, after it what is larger.
+  // Bits of the experts whose sum at the target a column of [from, to) beats: before the target
+  // what is as large, after it what is larger.
   template <bool Before>
   unsigned beaten(const Storage* const* logits, const Acc* of_target, int64_t from,
                   int64_t to) const {
@@ -102,14 +102,13 @@ struct Target {
       of_target[k] = sum;
     }
     unsigned wrong = beaten<true>(logits, of_target, 0, y);
-    if (wrong != (1u << experts()) - 1)
-      wrong |= beaten<false>(logits, of_target, y + 1, p.columns);
+    if (wrong != (1u << experts()) - 1) wrong |= beaten<false>(logits, of_target, y + 1, p.columns);
     for (int k = 0; k < experts(); k++)
       if (of_target[k] != of_target[k])
         wrong = (wrong & ~(1u << k)) | unsigned{nan_before(logits, k, y)} << k;
     const unsigned right = ~wrong & ((1u << experts()) - 1);
-    for (int k = 0; k + 1 < experts(); k++)
-      p.needs_help[k * p.rows + n] = helped_later(right, k);
+    for (int k = 0; k + 1 < experts(); k++)  // wrong itself, and a later one right
+      p.needs_help[k * p.rows + n] = (right >> k & 1u) == 0 && right >> k != 0;
   }
 };
 

@@ -1,9 +1,9 @@
 // RIDE's router: whether a sample needs the next expert.
 //
-//   t[n, k]  = the k-th largest of logits[n, :], -inf counted as 0 (NaN in a row of nothing but -inf)
-//   r[n]     = 1 / max(||v[n]||, 1e-12)                                             v: feature
-//   u[n, j]  = relu(b1[j] + r[n] sum_d w1[j, d] v[n, d])                            the hidden units
-//   gate[n]  = b2 + sum_k w2[k] t[n, k] + sum_j w2[z + j] u[n, j]
+//   t[n, k]  = the k-th largest of logits[n, :], -inf counted as 0 (NaN in a row of nothing but
+//   -inf) r[n]     = 1 / max(||v[n]||, 1e-12)                                             v:
+//   feature u[n, j]  = relu(b1[j] + r[n] sum_d w1[j, d] v[n, d])                            the
+//   hidden units gate[n]  = b2 + sum_k w2[k] t[n, k] + sum_j w2[z + j] u[n, j]
 //
 // Descending, NaN first; of equal logits the lowest column comes first.
 //

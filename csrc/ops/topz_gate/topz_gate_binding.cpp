@@ -35,10 +35,10 @@ void topz_gate_cpu(const TopzGateParams<Acc>& p, DType dtype) {
     for (int64_t d = 0; d < p.width; d++) w1_transposed[d * padded + j] = p.w1[j * p.width + d];
   for_rows(p.rows, p.columns + p.width, [&](int64_t begin, int64_t end) {
     switch (selected_isa()) {
-#define LTK_CASE(isa)                                                               \
-  case Isa::isa:                                                                    \
-    isa::topz_gate_rows<Acc>(p, w1_transposed.data(), dtype, begin, end,            \
-                             thread_scratch<Acc>(isa::topz_gate_scratch(p)));       \
+#define LTK_CASE(isa)                                                         \
+  case Isa::isa:                                                              \
+    isa::topz_gate_rows<Acc>(p, w1_transposed.data(), dtype, begin, end,      \
+                             thread_scratch<Acc>(isa::topz_gate_scratch(p))); \
     break;
       LTK_FOR_EACH_ISA(LTK_CASE)
 #undef LTK_CASE
@@ -93,8 +93,8 @@ Forward topz_gate(const Tensor& given_logits, const Tensor& given_feature, const
     if (logits.is_cuda()) {
       const CudaCall call(logits);
       const Tensor workspace = empty({topz_gate_workspace(p)}, ScalarType::Byte, logits);
-      call.check("topz_gate", topz_gate_cuda<Acc>(p, dtype, workspace.mutable_data_ptr(),
-                                                  call.launch()));
+      call.check("topz_gate",
+                 topz_gate_cuda<Acc>(p, dtype, workspace.mutable_data_ptr(), call.launch()));
       return {gate, top, index, units, inverse_norm};
     }
 #endif
@@ -106,24 +106,24 @@ Forward topz_gate(const Tensor& given_logits, const Tensor& given_feature, const
 template <class Acc>
 void topz_gate_gradient_cpu(const TopzGateGradientParams<Acc>& p, DType dtype) {
   switch (selected_isa()) {
-#define LTK_CASE(isa)                                                                          \
-  case Isa::isa: {                                                                             \
-    if (p.d_logits || p.d_feature)                                                             \
-      for_rows(p.rows, p.columns + p.width * p.hidden, [&](int64_t begin, int64_t end) {       \
-        isa::topz_gate_gradient_rows<Acc>(p, dtype, begin, end,                                \
-                                          thread_scratch<Acc>(p.width + p.hidden));            \
-      });                                                                                      \
-    if (p.d_w1) {                                                                              \
-      std::vector<Acc> slope(p.rows * p.hidden);                                               \
-      isa::topz_gate_gradient_sums<Acc>(p, slope.data());                                      \
-      const int64_t blocks = (p.width + kGateColumns - 1) / kGateColumns;                      \
-      for_rows(blocks, p.rows* p.hidden * 8, [&](int64_t begin, int64_t end) {                 \
-        for (int64_t b = begin; b < end; b++)                                                  \
-          isa::topz_gate_gradient_columns<Acc>(p, slope.data(), b * kGateColumns,              \
-                                               std::min((b + 1) * kGateColumns, p.width));     \
-      });                                                                                      \
-    }                                                                                          \
-    break;                                                                                     \
+#define LTK_CASE(isa)                                                                      \
+  case Isa::isa: {                                                                         \
+    if (p.d_logits || p.d_feature)                                                         \
+      for_rows(p.rows, p.columns + p.width * p.hidden, [&](int64_t begin, int64_t end) {   \
+        isa::topz_gate_gradient_rows<Acc>(p, dtype, begin, end,                            \
+                                          thread_scratch<Acc>(p.width + p.hidden));        \
+      });                                                                                  \
+    if (p.d_w1) {                                                                          \
+      std::vector<Acc> slope(p.rows * p.hidden);                                           \
+      isa::topz_gate_gradient_sums<Acc>(p, slope.data());                                  \
+      const int64_t blocks = (p.width + kGateColumns - 1) / kGateColumns;                  \
+      for_rows(blocks, p.rows * p.hidden * 8, [&](int64_t begin, int64_t end) {            \
+        for (int64_t b = begin; b < end; b++)                                              \
+          isa::topz_gate_gradient_columns<Acc>(p, slope.data(), b * kGateColumns,          \
+                                               std::min((b + 1) * kGateColumns, p.width)); \
+      });                                                                                  \
+    }                                                                                      \
+    break;                                                                                 \
   }
     LTK_FOR_EACH_ISA(LTK_CASE)
 #undef LTK_CASE

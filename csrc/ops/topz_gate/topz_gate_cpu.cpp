@@ -16,7 +16,7 @@ void rows(const TopzGateParams<Accumulate<Storage>>& p, const Accumulate<Storage
           int64_t begin, int64_t end, Accumulate<Storage>* scratch) {
   using Acc = Accumulate<Storage>;
   const int64_t padded = padded_units(p.hidden);
-  Acc* const units = scratch;  // [kGateRows, padded]
+  Acc* const units = scratch;                      // [kGateRows, padded]
   Acc* const buffer = units + kGateRows * padded;  // [kGateRows, D]
   Acc* const own_top = buffer + kGateRows * p.width;
   int32_t* const own_index = reinterpret_cast<int32_t*>(own_top + p.z);
@@ -65,8 +65,7 @@ void d_logits_row(const TopzGateGradientParams<Accumulate<Storage>>& p, int64_t 
 
 template <class Storage>
 void d_feature_row(const TopzGateGradientParams<Accumulate<Storage>>& p, int64_t n,
-                   const Storage* v, Accumulate<Storage>* sum,
-                   const Accumulate<Storage>* slope) {
+                   const Storage* v, Accumulate<Storage>* sum, const Accumulate<Storage>* slope) {
   using Acc = Accumulate<Storage>;
   constexpr int L = kLanes<Acc>;
   const int64_t width = p.width, whole = width - width % L;
@@ -91,8 +90,8 @@ void d_feature_row(const TopzGateGradientParams<Accumulate<Storage>>& p, int64_t
 
 // acc[j, i] += slope[n, j] v[n, d + i] over a tile of rows, blocks of 4 units by 2 vectors.
 template <class Storage>
-void columns(const TopzGateGradientParams<Accumulate<Storage>>& p,
-             const Accumulate<Storage>* slope, int64_t begin, int64_t end) {
+void columns(const TopzGateGradientParams<Accumulate<Storage>>& p, const Accumulate<Storage>* slope,
+             int64_t begin, int64_t end) {
   using Acc = Accumulate<Storage>;
   using V = Vec<Acc>;
   constexpr int L = kLanes<Acc>, kUnits = 4, kVectors = 2;
@@ -218,11 +217,11 @@ void topz_gate_gradient_columns(const TopzGateGradientParams<Acc>& p, const Acc*
   });
 }
 
-#define LTK_INSTANTIATE(Acc)                                                                    \
-  template int64_t topz_gate_scratch<Acc>(const TopzGateParams<Acc>&);                          \
+#define LTK_INSTANTIATE(Acc)                                                                     \
+  template int64_t topz_gate_scratch<Acc>(const TopzGateParams<Acc>&);                           \
   template void topz_gate_gradient_rows<Acc>(const TopzGateGradientParams<Acc>&, DType, int64_t, \
-                                             int64_t, Acc*);                                    \
-  template void topz_gate_gradient_sums<Acc>(const TopzGateGradientParams<Acc>&, Acc*);         \
+                                             int64_t, Acc*);                                     \
+  template void topz_gate_gradient_sums<Acc>(const TopzGateGradientParams<Acc>&, Acc*);          \
   template void topz_gate_gradient_columns<Acc>(const TopzGateGradientParams<Acc>&, const Acc*,  \
                                                 int64_t, int64_t);
 LTK_INSTANTIATE(float)

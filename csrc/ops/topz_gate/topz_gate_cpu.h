@@ -19,21 +19,21 @@ constexpr int64_t kGateColumns = 64;
 // topz_gate_gradient_columns: columns [begin, end) of d_w1, `scratch` holds
 // h * kGateColumns + kGateTile * h values; `slope` is s r of topz_gate.h, [N, h].
 // topz_gate_gradient_sums: the other weights' gradients, and `slope`.
-#define LTK_DECLARE(isa)                                                                       \
-  namespace isa {                                                                              \
-  template <class Acc>                                                                         \
-  int64_t topz_gate_scratch(const TopzGateParams<Acc>& p);                                     \
-  template <class Acc>                                                                         \
-  void topz_gate_rows(const TopzGateParams<Acc>& p, const Acc* w1_transposed, DType dtype,     \
-                      int64_t begin, int64_t end, Acc* scratch);                               \
-  template <class Acc>                                                                         \
-  void topz_gate_gradient_rows(const TopzGateGradientParams<Acc>& p, DType dtype,              \
-                               int64_t begin, int64_t end, Acc* scratch);                      \
-  template <class Acc>                                                                         \
-  void topz_gate_gradient_sums(const TopzGateGradientParams<Acc>& p, Acc* slope);              \
-  template <class Acc>                                                                         \
-  void topz_gate_gradient_columns(const TopzGateGradientParams<Acc>& p, const Acc* slope,      \
-                                  int64_t begin, int64_t end);                                 \
+#define LTK_DECLARE(isa)                                                                         \
+  namespace isa {                                                                                \
+  template <class Acc>                                                                           \
+  int64_t topz_gate_scratch(const TopzGateParams<Acc>& p);                                       \
+  template <class Acc>                                                                           \
+  void topz_gate_rows(const TopzGateParams<Acc>& p, const Acc* w1_transposed, DType dtype,       \
+                      int64_t begin, int64_t end, Acc* scratch);                                 \
+  template <class Acc>                                                                           \
+  void topz_gate_gradient_rows(const TopzGateGradientParams<Acc>& p, DType dtype, int64_t begin, \
+                               int64_t end, Acc* scratch);                                       \
+  template <class Acc>                                                                           \
+  void topz_gate_gradient_sums(const TopzGateGradientParams<Acc>& p, Acc* slope);                \
+  template <class Acc>                                                                           \
+  void topz_gate_gradient_columns(const TopzGateGradientParams<Acc>& p, const Acc* slope,        \
+                                  int64_t begin, int64_t end);                                   \
   }
 LTK_FOR_EACH_ISA(LTK_DECLARE)
 #undef LTK_DECLARE
