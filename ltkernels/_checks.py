@@ -608,7 +608,7 @@ def route_experts(
             f"`{op}`: expected `b2` to be shared where `w2` is, and one a router where `w2` is: "
             f"got {_shape(tensor(op, 'w2', w2))} and {_shape(tensor(op, 'b2', b2))}"
         )
-    if math.isnan(number(op, "threshold", threshold)):
+    if not -math.inf <= number(op, "threshold", threshold) <= math.inf:
         raise ValueError(f"`{op}`: expected `threshold` to be a number, got {threshold}")
     return experts, gates
 

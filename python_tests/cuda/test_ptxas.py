@@ -16,6 +16,7 @@ import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 OPS = ["distillation", "adjusted_cross_entropy", "scale_gradient"]
+OPS += ["topz_gate", "routing", "route_experts"]
 ARCHITECTURES = ["75", "80", "90", "100", "120"]
 REGISTERS = 65536  # of a multiprocessor, on every architecture above
 RESIDENT_ROW = re.compile(r"_residentI\S+?Li(\d+)ELi(\d+)E")
@@ -48,7 +49,8 @@ def threads_of(name: str) -> int:
     row = RESIDENT_ROW.search(name)
     if row:
         return max(int(row[1]), 128 if int(row[1]) <= 32 else 0)
-    return 256 if "scale_gradient" in name else 512
+    small = ("scale_gradient", "topz_gate", "routing_", "route_experts")
+    return 256 if any(op in name for op in small) else 512
 
 
 def ptxas_report(output: str) -> list[Kernel]:
@@ -69,6 +71,8 @@ def least_blocks(kernel: Kernel) -> int:
     """Blocks a multiprocessor must hold, so that one loads while another computes."""
     if RESIDENT_ROW.search(kernel.name):
         return 2 if kernel.threads == 256 else 384 // kernel.threads
+    if any(op in kernel.name for op in ("topz_gate", "routing_", "route_experts")):
+        return 2
     return 5 if "scale_gradient" in kernel.name else 1
 
 
