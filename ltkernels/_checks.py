@@ -574,6 +574,15 @@ def knowledge_balance_weight(
     positive(op, "eps", eps)
 
 
+def _top(op: str, z: object, classes: int) -> int:
+    """How many of the largest logits a gate looks at: 1..C."""
+    if isinstance(z, bool) or not isinstance(z, int):
+        raise TypeError(f"`{op}`: expected `z` to be an int, got {type(z).__name__}")
+    if not 1 <= z <= classes:
+        raise ValueError(f"`{op}`: expected `z` in 1..C = 1..{classes}, got {z}")
+    return z
+
+
 def topz_gate(
     logits_: object,
     feature: object,
@@ -590,10 +599,7 @@ def topz_gate(
     v = embedding(op, "feature", feature, like=x)
     if v.shape[0] != rows:
         raise _fail_shape(op, "feature", "[N, D]", [rows, v.shape[1]], v)
-    if isinstance(z, bool) or not isinstance(z, int):
-        raise TypeError(f"`{op}`: expected `z` to be an int, got {type(z).__name__}")
-    if not 1 <= z <= classes:
-        raise ValueError(f"`{op}`: expected `z` in 1..C = 1..{classes}, got {z}")
+    z = _top(op, z, classes)
     first = tensor(op, "w1", w1)
     hidden = first.shape[0] if first.dim() == 2 else 1
     _weight_matrix(op, "w1", first, "[h, D]", (hidden, v.shape[1]), x)
@@ -629,6 +635,72 @@ def routing_target(expert_logits_: object, target: object) -> tuple[Tensor, ...]
     experts = expert_logits(op, "expert_logits", expert_logits_)
     class_target(op, "target", target, experts[0])
     return experts
+
+
+def route_experts(
+    expert_logits_: object,
+    features: object,
+    w1: object,
+    b1: object,
+    w2: object,
+    b2: object,
+    z: object,
+    threshold: object,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Check the arguments of `route_experts`; returns K logits and K - 1 features."""
+    op = "route_experts"
+    experts = expert_logits(op, "expert_logits", expert_logits_)
+    first = experts[0]
+    rows, classes = first.shape
+    routers = len(experts) - 1
+    one_of_k = [routers, len(experts)]
+    if not isinstance(features, (Tensor, Sequence)) or isinstance(features, str):
+        raise TypeError(
+            f"`{op}`: expected `features` to be tensors [N, D], got {type(features).__name__}"
+        )
+    if isinstance(features, Tensor) and features.dim() != 3:
+        raise ValueError(f"`{op}`: expected `features` to be [K - 1, N, D], got {_shape(features)}")
+    if len(features) not in one_of_k:
+        raise ValueError(
+            f"`{op}`: expected `features` of K - 1 = {routers} experts (or of all), "
+            f"got {len(features)}"
+        )
+    gates = tuple(embedding(op, f"features[{i}]", features[i], like=first) for i in range(routers))
+    for i, v in enumerate(gates):
+        if v.shape[0] != rows or v.shape != gates[0].shape:
+            raise _fail_shape(op, f"features[{i}]", "[N, D]", [rows, gates[0].shape[1]], v)
+        if v.dtype != gates[0].dtype:
+            raise TypeError(
+                f"`{op}`: expected `features[{i}]` to be {gates[0].dtype} like `features[0]`, "
+                f"got {v.dtype}"
+            )
+    z = _top(op, z, classes)
+    first_weight = tensor(op, "w1", w1)
+    hidden = first_weight.shape[1] if first_weight.dim() == 3 else 1
+    width = gates[0].shape[1] if gates else first_weight.shape[-1] if first_weight.dim() else 1
+    sizes: dict[str, tuple[object, dict[str, tuple[int, ...]]]] = {
+        "w1": (w1, {"[K - 1, h, D]": (routers, hidden, width)}),
+        "b1": (b1, {"[K - 1, h]": (routers, hidden)}),
+        "w2": (w2, {"[1, z + h]": (1, z + hidden), "[K - 1, 1, z + h]": (routers, 1, z + hidden)}),
+        "b2": (b2, {"[1]": (1,), "[K - 1, 1]": (routers, 1)}),
+    }
+    for name, (value, allowed) in sizes.items():
+        x = tensor(op, name, value)
+        if x.dtype not in LOGIT_DTYPES:
+            raise TypeError(f"`{op}`: expected `{name}` to be a floating tensor, got {x.dtype}")
+        if tuple(x.shape) not in allowed.values():
+            wanted = " or ".join(f"{k} = {list(v)}" for k, v in allowed.items())
+            raise ValueError(f"`{op}`: expected `{name}` to be {wanted}, got {_shape(x)}")
+        same_device(op, name, x, first)
+    shared = [tensor(op, "w2", w2).dim() == 2, tensor(op, "b2", b2).dim() == 1]
+    if shared[0] != shared[1]:
+        raise ValueError(
+            f"`{op}`: expected `b2` to be shared where `w2` is, and one a router where `w2` is: "
+            f"got {_shape(tensor(op, 'w2', w2))} and {_shape(tensor(op, 'b2', b2))}"
+        )
+    if not -math.inf <= number(op, "threshold", threshold) <= math.inf:
+        raise ValueError(f"`{op}`: expected `threshold` to be a number, got {threshold}")
+    return experts, gates
 
 
 def info_nce(

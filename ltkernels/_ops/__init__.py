@@ -30,6 +30,9 @@ __all__ = [
     "OF_EACH",
     "OF_MEAN",
     "PAIRWISE",
+from .routing import MOST_EXPERTS, route_experts, routing_loss, routing_target
+from .topz_gate import topz_gate, topz_gate_backward
+
     "REDUCTION_CODE",
     "adjusted_cross_entropy",
     "built_for_cuda",
@@ -39,4 +42,9 @@ __all__ = [
     "knowledge_balance_weight",
     "scale_gradient",
     "subset_distillation",
+    "route_experts",
+    "routing_loss",
+    "routing_target",
+    "topz_gate",
+    "topz_gate_backward",
 ]

@@ -5,17 +5,13 @@ in `ltkernels.reference` where there is none (other devices, forward-mode AD, to
 an input the kernel has no gradient for).
 """
 
-from ..reference import (
-    routing_loss,
-    routing_target,
-    topz_gate,
-)
 from .adjusted_cross_entropy import adjusted_cross_entropy
 from .collaboration import collaborative_kd_loss
 from .contrast import info_nce
 from .distillation import bkd_loss, kd_loss
 from .diversity import diversity_loss, ride_loss
 from .knowledge_balance import knowledge_balance_weight
+from .routing import route_experts, routing_loss, routing_target, topz_gate
 
 __all__ = [
     "adjusted_cross_entropy",
@@ -26,6 +22,7 @@ __all__ = [
     "kd_loss",
     "knowledge_balance_weight",
     "ride_loss",
+    "route_experts",
     "routing_loss",
     "routing_target",
     "topz_gate",

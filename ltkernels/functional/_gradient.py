@@ -38,8 +38,12 @@ def scaled(op: str, loss: Tensor, gradient: Tensor, upstream: Tensor, scale: Ten
     )
     result = gradient if one else _product(gradient, upstream, scale)
     # Grad mode in a backward pass is create_graph=True.
-    if torch.is_grad_enabled():
-        result = _OnceDifferentiable.apply(result, loss, upstream, op)  # type: ignore[no-untyped-call]
+    return once_differentiable(op, result, loss, upstream) if torch.is_grad_enabled() else result
+
+
+def once_differentiable(op: str, gradient: Tensor, loss: Tensor, upstream: Tensor) -> Tensor:
+    """The gradient, which says on the way back that it has none of its own."""
+    result = _OnceDifferentiable.apply(gradient, loss, upstream, op)  # type: ignore[no-untyped-call]
     assert isinstance(result, Tensor)
     return result
 

@@ -395,6 +395,36 @@ def _knowledge_balance_weight(random: Random, dtype: torch.dtype) -> Arguments:
     return call
 
 
+def _topz_gate(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    width, hidden = random.choice([1, 3, 64, 65, 512]), random.choice([1, 4, 16, 17])
+    z = random.choice([1, random.randint(1, classes), 30, 50, 64])
+    z = min(z, classes, random.choice([64, 64, 200]))
+    feature = _logits(random, rows, width, random.choice([dtype, dtype, *DTYPES]))
+    return {
+        "logits": _logits(random, rows, classes, dtype),
+        "feature": replace(
+            feature, options={k: v for k, v in feature.options.items() if k != "holes"}
+        ),
+        "w1": _uniform(random, hidden, width, low=-0.5, high=0.5),
+        "b1": _uniform(random, hidden, low=-0.5, high=0.5),
+        "w2": _uniform(random, 1, z + hidden, low=-0.5, high=0.5),
+        "b2": _uniform(random, 1, low=-0.5, high=0.5),
+        "z": z,
+    }
+
+
+def _routing_loss(random: Random, dtype: torch.dtype) -> Arguments:
+    shape = (random.randint(0, 4), random.choice([1, 5, 64, 1000]))
+    call: Arguments = {
+        "gate": _logits(random, *shape, dtype),
+        "needs_help": _uniform(random, *shape, zeros=0.5),
+    }
+    if _sometimes(random):
+        call["pos_weight"] = random.choice([1, 20.0, 0.3])
+    return {**call, "reduction": _reduction(random)}
+
+
 def _both_sides(arguments: Arguments) -> tuple[str, ...]:
     return ("student",) if arguments.get("detach_teacher", True) else ("student", "teacher")
 
@@ -440,5 +470,13 @@ CASES = {
             ("ref_logits", "cls_logits"),
             lambda _: (),
         ),
+        Op(
+            "topz_gate",
+            "topz_gate",
+            _topz_gate,
+            ("logits", "feature"),
+            lambda _: ("logits", "feature", "w1", "b1", "w2", "b2"),
+        ),
+        Op("routing_loss", "routing_loss", _routing_loss, ("gate",), lambda _: ("gate",)),
     )
 }

@@ -50,7 +50,8 @@ def threads_of(name: str) -> int:
         return max(int(row[1]), 128 if int(row[1]) <= 32 else 0)
     if "info_nce" in name:
         return 128 if "finish" in name else 256
-    return 256 if "scale_gradient" in name else 512
+    small = ("scale_gradient", "topz_gate", "routing_", "route_experts")
+    return 256 if any(op in name for op in small) else 512
 
 
 def ptxas_report(output: str) -> list[Kernel]:
@@ -75,6 +76,8 @@ def least_blocks(kernel: Kernel) -> int:
         return 2 if "IfLi4ELi64E" in kernel.name or "IfLi4ELi128E" in kernel.name else 1
     if "info_nce_finish" in kernel.name:
         return 4
+    if any(op in kernel.name for op in ("topz_gate", "routing_", "route_experts")):
+        return 2
     return 5 if "scale_gradient" in kernel.name else 1
 
 
