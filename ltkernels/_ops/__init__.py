@@ -18,8 +18,10 @@ from .experts import (
 )
 from .info_nce import info_nce
 from .knowledge_balance_weight import knowledge_balance_weight
+from .routing import route_experts, routing_loss, routing_target
 from .scale_gradient import scale_gradient
 from .subset_distillation import MOST_SUBSETS, subset_distillation
+from .topz_gate import topz_gate, topz_gate_backward
 
 __all__ = [
     "FROM_MEAN",
@@ -30,9 +32,6 @@ __all__ = [
     "OF_EACH",
     "OF_MEAN",
     "PAIRWISE",
-from .routing import MOST_EXPERTS, route_experts, routing_loss, routing_target
-from .topz_gate import topz_gate, topz_gate_backward
-
     "REDUCTION_CODE",
     "adjusted_cross_entropy",
     "built_for_cuda",
@@ -40,11 +39,11 @@ from .topz_gate import topz_gate, topz_gate_backward
     "experts",
     "info_nce",
     "knowledge_balance_weight",
-    "scale_gradient",
-    "subset_distillation",
     "route_experts",
     "routing_loss",
     "routing_target",
+    "scale_gradient",
+    "subset_distillation",
     "topz_gate",
     "topz_gate_backward",
 ]

@@ -11,8 +11,6 @@ routing_loss = torch.ops.ltkernels.routing_loss.default
 routing_target = torch.ops.ltkernels.routing_target.default
 route_experts = torch.ops.ltkernels.route_experts.default
 
-MOST_EXPERTS = 16  # of one call of routing_target or route_experts
-
 
 @torch.library.register_fake("ltkernels::routing_loss")  # type: ignore[untyped-decorator]
 def _(

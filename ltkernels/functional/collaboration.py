@@ -34,7 +34,7 @@ def collaborative_kd_loss(
         )
     first, count = experts[0], len(experts)
     scalar, row, column, kl_factor, row_factor = _temperature_arguments(
-        temperature, kind, True, None, first
+        temperature, kind, True, first
     )
     student_first = direction == "as_printed"
     return experts_loss(

@@ -53,7 +53,7 @@ def ride_loss(
         divergence, of_temperature = _ops.NO_DIVERGENCE, (1.0, None, None, 0.0, None)
     else:
         divergence = _ops.PAIRWISE if pairwise else _ops.FROM_MEAN
-        of_temperature = _temperature_arguments(temperature, kind, True, None, first)
+        of_temperature = _temperature_arguments(temperature, kind, True, first)
     scalar, row, column, kl_factor, row_factor = of_temperature
     others = max(count - 1, 1) if pairwise else 1
     return experts_loss(
@@ -103,7 +103,7 @@ def diversity_loss(
         )
     count = len(experts)
     scalar, row, column, kl_factor, row_factor = _temperature_arguments(
-        temperature, kind, t2, None, experts[0]
+        temperature, kind, t2, experts[0]
     )
     share = 1.0 / count if expert_reduction == "mean" else 1.0
     others = max(count - 1, 1) if pairwise else 1

@@ -114,7 +114,7 @@ Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
 #endif
     check_indices(p.target, n, c, "target");
     check_indices(p.target_b, n, c, "target_b");
-    check_non_negative(p.class_weight, s, "class_weight");
+    check_non_negative(p.class_weight, c, "class_weight");
     distillation_cpu(p, dtype);
     return {loss, student_grad, teacher_grad, grad_scale};
   });
