@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -357,6 +357,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: time the thread really ran")
     add("--no-compile", action="store_true", help="leave torch.compile out")
     add("--time-limit", type=float, metavar="S", help="start no row after this")
+    add("--compile-limit", type=float, metavar="S", help="no torch.compile after this")
+    add("--without", type=_names(tuple(CASES)), default=[], help="ops to leave out")
     add("--out", type=Path, metavar="STEM", help="also write STEM.json and STEM.md, row by row")
     options = parser.parse_args(arguments)
     if options.clock == "cpu" and (options.device != "cpu" or options.threads != 1):
@@ -391,6 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for n, c in options.shapes
         for dtype in options.dtypes
         for op in options.ops
+        if op not in options.without
     ]
     for row in wanted:
         if options.time_limit and time.perf_counter() - started > options.time_limit:
@@ -400,6 +403,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if needed > 0.8 * _bytes_free(device):
             report.left_out.append(f"{row.title}: needs about {needed / 1e9:.0f} GB")
             continue
+        if options.compile_limit and time.perf_counter() - started > options.compile_limit:
+            settings = replace(settings, compiled=False)
         usage += measure_row(row, CASES[row.op], settings)
         gc.collect()
         stream.burst()
