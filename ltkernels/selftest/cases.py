@@ -365,9 +365,9 @@ def _collaborative_kd_loss(random: Random, dtype: torch.dtype) -> Arguments:
 
 def _info_nce(random: Random, dtype: torch.dtype) -> Arguments:
     # Not as large as logits: a similarity takes all columns.
-    rows = Rows(random.choice([0, 1, 2, 3, 5, 17, 33, 64]))
+    rows = Rows(random.choice([0, 1, 2, 3, 5, 17, 33, 64, 3000]))
     classes = Classes(random.choice([1, 2, random.randint(1, 70), 64, 127, 128, 129, 300]))
-    queue = random.choice([0, 1, random.randint(1, 70), 63, 64, 65, 200, 1000])
+    queue = random.choice([0, 1, random.randint(1, 70), 63, 64, 65, 200, 1000, 32000])
     queue = min(queue, max(1, 2**20 // (max(rows, 1) * classes)))
     others = [random.choice([dtype, dtype, *DTYPES]) for _ in range(2)]
     temperature = random.choice([0.2, 0.07, 1.0, 30.0, random.uniform(0.05, 20)])
