@@ -285,26 +285,20 @@ class _SubsetDistillation(torch.autograd.Function):
             given = teachers
         loss, student_grad, teacher_grad, scale = _ops.subset_distillation(student, given, *rest)
         *_, of_student, of_teachers = rest
-        ctx.wanted = of_student, of_teachers  # type: ignore[attr-defined]
-        ctx.shapes = [t.shape for t in teachers]  # type: ignore[attr-defined]
-        ctx.save_for_backward(student_grad, teacher_grad, loss, scale)
+        of_each = teacher_grad.split([t.numel() for t in teachers]) if of_teachers else ()
+        parts = [part.view(t.shape) for part, t in zip(of_each, teachers, strict=True)]
+        ctx.of_student = of_student  # type: ignore[attr-defined]
+        ctx.save_for_backward(student_grad, loss, scale, *parts)
         assert isinstance(loss, Tensor)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        student_grad, teacher_grad, loss, scale = ctx.saved_tensors
-        of_student, of_teachers = ctx.wanted
+        student_grad, loss, scale, *of_each = ctx.saved_tensors
 
         def times(gradient: Tensor, i: int) -> Tensor:
             own = scale[i] if scale.numel() > 0 else scale
             return scaled("kd_loss", loss, gradient, upstream[0], own)
 
-        of_each: list[Tensor | None] = []
-        if of_teachers:
-            parts = teacher_grad.split([shape.numel() for shape in ctx.shapes])
-            of_each = [
-                times(part.view(shape), 1 + i)
-                for i, (part, shape) in enumerate(zip(parts, ctx.shapes, strict=True))
-            ]
-        return (times(student_grad, 0) if of_student else None, None, *of_each)
+        teachers = [times(gradient, 1 + i) for i, gradient in enumerate(of_each)]
+        return (times(student_grad, 0) if ctx.of_student else None, None, *teachers)

@@ -246,6 +246,19 @@ def test_accumulating_into_grad(name: str) -> None:
     assert torch.equal(x.grad, once)
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.float16])
+def test_accumulating_into_grad_of_teachers(dtype: torch.dtype) -> None:
+    student, classes = draw(N, C, dtype=dtype), [torch.tensor([0, 3]), torch.tensor([3, 6, 1])]
+    teachers = [draw(N, len(x), seed=1, dtype=dtype).requires_grad_() for x in classes]
+    value = functional.kd_loss(student, teachers, classes=classes, detach_teacher=False)
+    once = torch.autograd.grad(value, teachers, retain_graph=True)
+    for times in (1, 2, 3):
+        value.backward(retain_graph=True)
+        for teacher, gradient_ in zip(teachers, once, strict=True):
+            torch.testing.assert_close(teacher.grad, times * gradient_)
+            assert gradient_.abs().max() > 0
+
+
 @each_loss
 def test_gradient_flows_on_to_what_made_the_logits(name: str) -> None:
     w = draw(C, C, seed=6).requires_grad_()
