@@ -26,10 +26,10 @@ const char* stream(const ExpertsParams<Accumulate<Storage>>& p, const CudaLaunch
       p, where.counter);
 }
 
-// A thread holds up to 16 values of each expert.
+// A thread holds up to 16 values of each expert, 8 where there are four.
 template <class Storage, int kExperts, Form kForm>
 const char* on_chip(const ExpertsParams<float>& p, const CudaLaunch& where, const Device& device) {
-  constexpr int kHeld = 16 / kChunk<Storage>;
+  constexpr int kHeld = (kExperts == 4 ? 8 : 16) / kChunk<Storage>;
   const int64_t chunks = p.grad ? most_chunks<Storage>(p.grad, p.columns, p.columns)
                                 : most_chunks<Storage>(p.logits[0], p.logits_stride[0], p.columns);
 
@@ -37,7 +37,7 @@ const char* on_chip(const ExpertsParams<float>& p, const CudaLaunch& where, cons
   if (chunks <= 32 * kHeld) return resident<Storage, kExperts, kForm, 32, kHeld>(p, where, device);
 
   int threads = 64;
-  while (threads < kSharedThreads<kExperts, kForm> && threads * 8 < chunks) threads *= 2;
+  while (threads * 2 <= kSharedThreads<kExperts, kForm> && threads * 8 < chunks) threads *= 2;
   const int64_t bytes = scratch_bytes(threads) + kExperts * chunks * 16;
   if (bytes <= device.shared_memory) {
     return launch(where, experts_shared<Storage, kExperts, kForm>,

@@ -6,7 +6,7 @@
 // the floor) wherever the K rows fit on chip; beyond that the logits are read twice.
 //
 //   kernel    columns               K        the K rows are                    threads of a sample
-//   resident  up to 512             2, 3, 4  held in registers                 8, 32
+//   resident  up to 512; K = 4: 256 2, 3, 4  held in registers                 8, 32
 //   shared    up to shared memory   2, 3, 4  held in shared memory             64, 128, 256, 512
 //   stream    any                   2, 3, 4  read twice, online softmax        256
 //   general   any, and float64      1 .. 16  the same, value by value          256
@@ -766,9 +766,11 @@ __global__ void __launch_bounds__(resident_block(kRowThreads), 2)
 
 // ---- shared: the rows in shared memory ----------------------------------------------------------
 
-// The most threads whose registers suffice.
+// Threads that the registers must suffice for; blocks have the power of two below.
 template <int kExperts, Form kForm>
-constexpr int kSharedThreads = kExperts == 4 && kForm == Form::Pairs ? 256 : 512;
+constexpr int kSharedThreads = kForm != Form::Pairs || kExperts == 2 ? 512
+                               : kExperts == 3                       ? 384
+                                                                     : 256;
 
 // A block per sample. The rows are kept as they were read: exponentials are computed twice, which
 // costs less than the traffic of keeping them.
