@@ -50,8 +50,10 @@ def threads_of(name: str) -> int:
         return max(int(row[1]), 128 if int(row[1]) <= 32 else 0)
     if "info_nce" in name:
         return 128 if "finish" in name else 256
+    # Pairs of three or four experts take more registers than 512 threads can have.
+    wide = re.search(r"experts_stream|experts_shared\S+?Li[34]ELNS\S+?FormE1E", name)
     small = ("scale_gradient", "topz_gate", "routing_", "route_experts")
-    return 256 if any(op in name for op in small) else 512
+    return 256 if wide or any(op in name for op in small) else 512
 
 
 def ptxas_report(output: str) -> list[Kernel]:
@@ -71,7 +73,7 @@ def ptxas_report(output: str) -> list[Kernel]:
 def least_blocks(kernel: Kernel) -> int:
     """Blocks a multiprocessor must hold, so that one loads while another computes."""
     if RESIDENT_ROW.search(kernel.name):
-        return 2 if kernel.threads == 256 else 384 // kernel.threads
+        return 2 if kernel.threads == 256 or "experts" in kernel.name else 384 // kernel.threads
     if "info_nce_partial" in kernel.name:  # wider ones hold the accumulator in their registers
         return 2 if "IfLi4ELi64E" in kernel.name or "IfLi4ELi128E" in kernel.name else 1
     if "info_nce_finish" in kernel.name:

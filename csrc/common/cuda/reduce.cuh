@@ -177,7 +177,8 @@ template <class Acc>
 __device__ __forceinline__ void reduce_rows(const Acc* row_loss, int64_t rows, Acc factor,
                                             Acc* loss, unsigned* counter, unsigned char* scratch) {
   if (!loss || !is_last_block(counter, scratch)) return;
-  const double sum = block_sum(rows, scratch, [&](int64_t n) { return double(__ldcg(row_loss + n)); });
+  const double sum =
+      block_sum(rows, scratch, [&](int64_t n) { return double(__ldcg(row_loss + n)); });
   if (threadIdx.x == 0) *loss = static_cast<Acc>(factor * sum);
 }
 

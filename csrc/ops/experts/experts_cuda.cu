@@ -20,25 +20,24 @@ const char* resident(const ExpertsParams<float>& p, const CudaLaunch& where, con
 template <class Storage, int kExperts>
 const char* stream(const ExpertsParams<Accumulate<Storage>>& p, const CudaLaunch& where,
                    const Device& device) {
-  return launch(where, experts_stream<Storage, kExperts>,
-                {grid_blocks(p.rows, device, kStreamThreads), kStreamThreads,
-                 scratch_bytes(kStreamThreads)},
-                p, where.counter);
+  return launch(
+      where, experts_stream<Storage, kExperts>,
+      {grid_blocks(p.rows, device, kStreamThreads), kStreamThreads, scratch_bytes(kStreamThreads)},
+      p, where.counter);
 }
 
-// A thread holds up to 16 values of each expert.
+// A thread holds up to 16 values of each expert, 8 where there are four.
 template <class Storage, int kExperts, Form kForm>
 const char* on_chip(const ExpertsParams<float>& p, const CudaLaunch& where, const Device& device) {
-  constexpr int kHeld = 16 / kChunk<Storage>;
-  const int64_t chunks = p.grad
-                             ? most_chunks<Storage>(p.grad, p.columns, p.columns)
-                             : most_chunks<Storage>(p.logits[0], p.logits_stride[0], p.columns);
+  constexpr int kHeld = (kExperts == 4 ? 8 : 16) / kChunk<Storage>;
+  const int64_t chunks = p.grad ? most_chunks<Storage>(p.grad, p.columns, p.columns)
+                                : most_chunks<Storage>(p.logits[0], p.logits_stride[0], p.columns);
 
   if (chunks <= 8 * kHeld) return resident<Storage, kExperts, kForm, 8, kHeld>(p, where, device);
   if (chunks <= 32 * kHeld) return resident<Storage, kExperts, kForm, 32, kHeld>(p, where, device);
 
   int threads = 64;
-  while (threads < kSharedThreads<kExperts, kForm> && threads * 8 < chunks) threads *= 2;
+  while (threads * 2 <= kSharedThreads<kExperts, kForm> && threads * 8 < chunks) threads *= 2;
   const int64_t bytes = scratch_bytes(threads) + kExperts * chunks * 16;
   if (bytes <= device.shared_memory) {
     return launch(where, experts_shared<Storage, kExperts, kForm>,

@@ -5,11 +5,13 @@
 // traffic. Bytes: every logit is read once and every gradient is written once (2 K N C elements,
 // the floor) wherever the K rows fit on chip; beyond that the logits are read twice.
 //
-//   kernel    columns (float32 / 16 bit)   K        the K rows are                  threads
-//   resident  up to 2048                   2, 3, 4  held in registers               8 .. 128
-//   shared    up to shared memory          2, 3, 4  held in shared memory           256, 512
-//   stream    any                          2, 3, 4  read twice, online softmax      512
-//   general   any, and float64             1 .. 16  read twice, value by value      256
+//   kernel    columns               K        the K rows are                    threads of a sample
+//   resident  up to 512; K = 4: 256 2, 3, 4  held in registers                 8, 32
+//   shared    up to shared memory   2, 3, 4  held in shared memory             64, 128, 256, 512
+//   stream    any                   2, 3, 4  read twice, online softmax        256
+//   general   any, and float64      1 .. 16  the same, value by value          256
+//
+// A temperature for each column goes to stream or general, too.
 //
 // All exponentials are powers of two, 2^(x - max) with x = log2(e) z / T. softmax(z) at T = 1, for
 // the cross-entropy, is the power 1, 2 or 4 of what the divergence has for those T, and an
@@ -94,9 +96,9 @@ struct ExpertRows {
   // exponentials are multiplied by in the gradient.
   Acc shift[kSize], plain_shift[kSize];
   Acc of_exp[kSize], of_plain[kSize];
-  Acc of_target = 0;                              // what the target takes from its gradient
-  Acc of_kl = 0, mean_gap[kSize];                 // Pairwise: the common factor, H / Z
-  Acc sum_u = 0, sum_v = 0;                       // Pairwise: U, V
+  Acc of_target = 0;               // what the target takes from its gradient
+  Acc of_kl = 0, mean_gap[kSize];  // Pairwise: the common factor, H / Z
+  Acc sum_u = 0, sum_v = 0;        // Pairwise: U, V
   bool first_gradient = false;
 
   __device__ __forceinline__ ExpertRows(const ExpertsParams<Acc>& p, int64_t row, int rank,
@@ -144,7 +146,8 @@ struct ExpertRows {
     return kForm == Form::Any && p.column_temperature;
   }
   __device__ __forceinline__ bool has_mean() const { return to_mean() || of_mean(); }
-  // Whether `add` leaves exponentials: not where the gradient needs two of a logit, or the exponent.
+  // Whether `add` leaves exponentials: not where the gradient needs two of a logit, or the
+  // exponent.
   __device__ __forceinline__ bool keeps() const {
     return kKeeps && !pairwise() && plain != PlainExp::Own;
   }
@@ -168,7 +171,8 @@ struct ExpertRows {
   __device__ __forceinline__ void load(int offset, Raw& raw) const {
     LTK_UNROLL
     for (int k = 0; k < kExperts; ++k) {
-      raw[k] = RowView<const Storage>(logits_row(k), first, columns).load_constant(offset, masked());
+      raw[k] =
+          RowView<const Storage>(logits_row(k), first, columns).load_constant(offset, masked());
     }
   }
   // Puts the mean of the experts behind them.
@@ -221,8 +225,8 @@ struct ExpertRows {
     LTK_UNROLL_BY(kUnroll)
     for (int d = 0; d < kSize; ++d) {
       shift[d] = sums.top[d];
-      plain_shift[d] = plain == PlainExp::Own ? sums.plain_top[d] * kLog2E<Acc>
-                                              : sums.top[d] * temperature;
+      plain_shift[d] =
+          plain == PlainExp::Own ? sums.plain_top[d] * kLog2E<Acc> : sums.top[d] * temperature;
     }
   }
 
@@ -317,8 +321,8 @@ struct ExpertRows {
     first_gradient = pairwise() && p.first_gradient && !gaps.infinite;
     if (p.grad_scale) {
       const Acc steepest = by_column() ? sums.steepest : scale;
-      const Acc half = half_scale((has_ce() ? std::fabs(ce) : Acc(0)) +
-                                  std::fabs(kl) * steepest * bound(sums));
+      const Acc half =
+          half_scale((has_ce() ? std::fabs(ce) : Acc(0)) + std::fabs(kl) * steepest * bound(sums));
       if (writer) for_experts([&](int i) { p.grad_scale[i * p.rows + row] = half; });
       kl /= half;
       ce /= half;
@@ -635,8 +639,7 @@ struct ExpertRows {
     Acc all = 0, kl = 0;
     for_experts([&](int k) { all += v(k) * std::log(sums.exp[k]); });
     for_experts([&](int k) {
-      kl += u(k) * (sums.cross[k] / sums.exp[k] * kLn2<Acc> -
-                    sum_v * std::log(sums.exp[k]) + all);
+      kl += u(k) * (sums.cross[k] / sums.exp[k] * kLn2<Acc> - sum_v * std::log(sums.exp[k]) + all);
     });
     return kl;
   }
@@ -654,7 +657,8 @@ struct ExpertRows {
            (first_gradient ? kLn2<Acc> * (sums.largest + gap) : Acc(0));
   }
 
-  // Classes that one expert has and another has not. Rows with a -inf are rare: they are read again.
+  // Classes that one expert has and another has not. Rows with a -inf are rare: they are read
+  // again.
   struct Gaps {
     bool infinite = false;  // a divergence of some pair
     Acc loss = 0;           // what infinite divergences add: 0, an infinity, or NaN of both signs
@@ -762,9 +766,11 @@ __global__ void __launch_bounds__(resident_block(kRowThreads), 2)
 
 // ---- shared: the rows in shared memory ----------------------------------------------------------
 
-// The most threads whose registers suffice.
+// Threads that the registers must suffice for; blocks have the power of two below.
 template <int kExperts, Form kForm>
-constexpr int kSharedThreads = kExperts == 4 && kForm == Form::Pairs ? 256 : 512;
+constexpr int kSharedThreads = kForm != Form::Pairs || kExperts == 2 ? 512
+                               : kExperts == 3                       ? 384
+                                                                     : 256;
 
 // A block per sample. The rows are kept as they were read: exponentials are computed twice, which
 // costs less than the traffic of keeping them.
@@ -827,7 +833,7 @@ __global__ void __launch_bounds__((kSharedThreads<kExperts, kForm>), 1)
 
 constexpr int kStreamThreads = 256;
 
-// kExperts = 0: any number of them, value by value.
+// kExperts = 0: any number of them, value by value, with arrays in local memory.
 template <class Storage, int kExperts>
 __global__ void __launch_bounds__(kStreamThreads, 1)
     experts_stream(const __grid_constant__ ExpertsParams<Accumulate<Storage>> p,
