@@ -29,6 +29,7 @@ TEMPERATURE = 2.0
 MIXUP_SHARE = 0.3
 LDAM_SCALE = 30.0
 FOCAL_GAMMA = 2.0
+DIVERSITY = -0.45
 
 DTYPES = {
     "fp64": torch.float64,
@@ -103,6 +104,46 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
     return ((1 - torch.exp(-row_loss)) ** FOCAL_GAMMA * row_loss).mean()
 
 
+def _ride_cross_entropy(logits: Tensor, target: Tensor, margin: Tensor) -> Tensor:
+    of_target = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, target.unsqueeze(1), True)
+    shifted = torch.where(of_target, logits - margin[target].unsqueeze(1), logits)
+    return cross_entropy(shifted, target)
+
+
+def ride(experts: list[Tensor], target: Tensor, margin: Tensor) -> Tensor:
+    """RIDE's loss as in its official code: every expert away from their mean."""
+    with torch.no_grad():
+        q = softmax(torch.stack(experts).mean(dim=0), dim=1)
+    loss = target.new_zeros((), dtype=torch.float32)
+    for z in experts:
+        loss = loss + _ride_cross_entropy(z, target, margin)
+        loss = loss + DIVERSITY * kl_div(log_softmax(z, dim=1), q, reduction="batchmean")
+    return loss
+
+
+def _pairs(experts: list[Tensor]) -> Tensor:
+    """sum_{i != j} KL(p_i || p_j), as nested loops over the experts."""
+    log_p = [log_softmax(z, dim=1) for z in experts]
+    terms = [
+        kl_div(b, a, reduction="batchmean", log_target=True)
+        for i, a in enumerate(log_p)
+        for j, b in enumerate(log_p)
+        if i != j
+    ]
+    return torch.stack(terms).sum()
+
+
+def ride_pairwise(experts: list[Tensor], target: Tensor, margin: Tensor) -> Tensor:
+    """RIDE's loss as in the paper: every expert away from every other."""
+    hard = [_ride_cross_entropy(z, target, margin) for z in experts]
+    return torch.stack(hard).sum() + DIVERSITY * _pairs(experts) / (len(experts) - 1)
+
+
+def collaborative_kd(experts: list[Tensor]) -> Tensor:
+    """ECL's and NCL's distillation among experts, gradients to both sides."""
+    return _pairs(experts) / (len(experts) * (len(experts) - 1))
+
+
 # --- ours ----------------------------------------------------------------------------------------
 
 
@@ -128,6 +169,14 @@ def _bkd_mixup(
 
 def _balanced_softmax(logits: Tensor, target: Tensor, log_prior: Tensor) -> Tensor:
     return ltk.adjusted_cross_entropy(logits, target, bias=log_prior)
+
+
+def _ride(experts: list[Tensor], target: Tensor, margin: Tensor) -> Tensor:
+    return ltk.ride_loss(experts, target, margin=margin, diversity_factor=DIVERSITY)
+
+
+def _ride_pairwise(experts: list[Tensor], target: Tensor, margin: Tensor) -> Tensor:
+    return ltk.ride_loss(experts, target, margin=margin, diversity_factor=DIVERSITY, pairwise=True)
 
 
 def _ldam(logits: Tensor, target: Tensor, margin: Tensor) -> Tensor:
@@ -308,6 +357,27 @@ CASES = {
             partial(ltk.adjusted_cross_entropy, focal_gamma=FOCAL_GAMMA),
             lambda d: (d.logits(), d.target()),
             floor=matrices(2),
+        ),
+        Case(
+            "ride",
+            ride,
+            _ride,
+            lambda d: (d.expert_logits(), d.target(), d.margin()),
+            floor=matrices(2 * EXPERTS),
+        ),
+        Case(
+            "ride_pairwise",
+            ride_pairwise,
+            _ride_pairwise,
+            lambda d: (d.expert_logits(), d.target(), d.margin()),
+            floor=matrices(2 * EXPERTS),
+        ),
+        Case(
+            "collaborative_kd",
+            collaborative_kd,
+            ltk.collaborative_kd_loss,
+            lambda d: (d.expert_logits(),),
+            floor=matrices(2 * EXPERTS),
         ),
     )
 }

@@ -49,12 +49,12 @@ def ride_loss(
         )
     first, count = experts[0], len(experts)
     share = 1.0 / count if expert_reduction == "mean" else 1.0
+    divergence = _ops.PAIRWISE if pairwise else _ops.FROM_MEAN
     if diversity_factor == 0:
-        divergence, of_temperature = _ops.NO_DIVERGENCE, (1.0, None, None, 0.0, None)
-    else:
-        divergence = _ops.PAIRWISE if pairwise else _ops.FROM_MEAN
-        of_temperature = _temperature_arguments(temperature, kind, True, None, first)
-    scalar, row, column, kl_factor, row_factor = of_temperature
+        divergence, temperature, kind = _ops.NO_DIVERGENCE, 1.0, "scalar"
+    scalar, row, column, kl_factor, row_factor = _temperature_arguments(
+        temperature, kind, True, None, first
+    )
     others = max(count - 1, 1) if pairwise else 1
     return experts_loss(
         "ride_loss",

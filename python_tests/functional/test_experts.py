@@ -78,7 +78,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def close(kind: str, experts: list[Tensor], dtypes: list[torch.dtype] = DTYPES, **more: Any) -> None:
+def close(
+    kind: str, experts: list[Tensor], dtypes: list[torch.dtype] = DTYPES, **more: Any
+) -> None:
     """Check one call on given logits, in every dtype."""
     op, options = KINDS[kind]
     rows, classes = experts[0].shape

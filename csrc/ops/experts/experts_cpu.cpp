@@ -32,7 +32,7 @@ template <class Acc>
 constexpr Acc kFar = static_cast<Acc>(-1e30);
 
 template <class Acc>
-struct Stream {  // an expert, or the mean of all
+struct Stream {      // an expert, or the mean of all
   Acc* staged;       // [kChunk] logits
   Acc* tempered;     // [kChunk] logits / column_temperature
   Acc* exps;         // [padded C] of logits / T
@@ -68,12 +68,12 @@ struct Stream {  // an expert, or the mean of all
 template <class Acc>
 struct Scratch {
   Stream<Acc> streams[kMostExperts + 1];  // the mean is the last
-  Acc* highest;       // [kChunk] Pairwise: max_j a_j
-  Acc* weighted_sum;  // [kChunk] Pairwise: y
-  Acc* common;        // [kChunk] Pairwise: sum_i u_i p^i
-  Acc* of_mean;       // [kChunk] OfMean: its gradient
-  Acc* out;           // [kChunk]
-  Acc* holed;         // [chunks] 1 where an expert has -inf
+  Acc* highest;                           // [kChunk] Pairwise: max_j a_j
+  Acc* weighted_sum;                      // [kChunk] Pairwise: y
+  Acc* common;                            // [kChunk] Pairwise: sum_i u_i p^i
+  Acc* of_mean;                           // [kChunk] OfMean: its gradient
+  Acc* out;                               // [kChunk]
+  Acc* holed;                             // [chunks] 1 where an expert has -inf
 
   Scratch(Acc* base, int64_t columns, int experts) {
     const int64_t row = padded(columns), n = padded(chunks(columns));
@@ -157,8 +157,7 @@ struct Row {
   // The same for all rows.
   int experts = p.experts;
   bool gradients = p.grad != nullptr;
-  bool by_column =
-      tables.inverse_temperature != nullptr && p.divergence != ExpertDivergence::None;
+  bool by_column = tables.inverse_temperature != nullptr && p.divergence != ExpertDivergence::None;
   bool each = p.cross_entropy == ExpertCrossEntropy::Each;
   bool of_mean = p.cross_entropy == ExpertCrossEntropy::OfMean;
   bool to_mean = p.divergence == ExpertDivergence::Mean;
@@ -309,8 +308,8 @@ struct Row {
     const bool cross_entropy = has_cross_entropy(s);
     const int64_t keep = gradients ? at : 0;
     const Power how = cross_entropy ? power_of(s) : Power::Same;
-    const Sums chunk = with_power(
-        how, [&](auto of) { return exponentials<F, of.value>(s, count, keep, ahead); });
+    const Sums chunk =
+        with_power(how, [&](auto of) { return exponentials<F, of.value>(s, count, keep, ahead); });
     s.sum += chunk.sum;
     s.divergence += chunk.divergence;
     if (!cross_entropy) return;
@@ -332,14 +331,13 @@ struct Row {
     return sum;
   }
 
-  // Sums over the experts leave out the one that they are for where weights differ: its own, however
-  // large, must not cost the others' digits. Equal ones cancel, so that one sum serves all.
+  // Sums over the experts leave out the one that they are for where weights differ: its own,
+  // however large, must not cost the others' digits. Equal ones cancel, so that one sum serves all.
   bool own_sums_of_v() const { return p.sample_weight != nullptr && p.weight_of_second; }
   bool own_sums_of_u() const { return p.sample_weight != nullptr && !p.weight_of_second; }
   void choose_compared(int left_out) {
     sum_compared = 0;
-    for (int k = 0; k < experts; k++)
-      sum_compared += compared_v[k] = k == left_out ? Acc(0) : v[k];
+    for (int k = 0; k < experts; k++) sum_compared += compared_v[k] = k == left_out ? Acc(0) : v[k];
   }
 
   // max_j a_j and y of each class of a chunk, relative to `origins`; the lowest logit.
@@ -720,8 +718,8 @@ struct Row {
   void gradient_form(Power how, Storage* out, int64_t count, const Factors& f, const Inputs& in,
                      const Factors& of_divergence, int64_t y, Acc y_share) const {
     auto call = [&](auto of, auto column, auto mean_too) {
-      gradient_chunk<F, of.value, column.value, mean_too.value>(out, count, f, in, of_divergence,
-                                                                y, y_share);
+      gradient_chunk<F, of.value, column.value, mean_too.value>(out, count, f, in, of_divergence, y,
+                                                                y_share);
     };
     using No = Constant<false>;
     using Yes = Constant<true>;
@@ -858,12 +856,9 @@ struct Row {
         const Stream<Acc>& z = s[k];
         const bool here = each && target >= at && target < at + count;
         Factors f{0, 0, 0, of_mean ? unit[k] : Acc(0), origins[k]};
-        Inputs in{z.exps + at,
-                  z.raw_exps + at,
-                  z.x,
-                  scratch.common,
-                  scratch.of_mean,
-                  by_column ? tables.inverse_temperature + at : nullptr};
+        Inputs in{
+            z.exps + at,    z.raw_exps + at, z.x,
+            scratch.common, scratch.of_mean, by_column ? tables.inverse_temperature + at : nullptr};
         const Acc share = uses_experts ? unit[k] * kl * moved[k] / z.sum : Acc(0);
         if (to_mean) {
           f.u = share;
