@@ -55,6 +55,7 @@ struct Stream {      // an expert, or the mean of all
   Power power;      // as all streams', or Own where the row needed exponentials of another range
   Acc total;        // others and the target's
   Acc target_miss;  // others / total = 1 - softmax_y
+  bool impossible;  // an infinite cross-entropy
   // The largest logit / T of a class that another expert lacks: any other, with v > 0, with v < 0.
   Acc beside_hole, beside_positive, beside_negative;
 
@@ -172,6 +173,7 @@ struct Row {
   const Storage* logits[kMostExperts] = {};
   Acc inverse = 1, log2_scale = kLog2e<Acc>;
   Acc u[kMostExperts] = {}, v[kMostExperts] = {};
+  bool drops_impossible = false;
   Acc compared_v[kMostExperts] = {}, sum_compared = 0;  // v of the y at hand
 
   Row(const ExpertsParams<Acc>& params, const ExpertsTables<Acc>& t, Scratch<Acc>& s)
@@ -534,6 +536,7 @@ struct Row {
       s.total = s.others + e;
     }
     s.target_miss = s.others / s.total;
+    s.impossible = z == -kInf<Acc>;
     // The first form keeps the digits of a loss near 0.
     return e > Acc(0x1p-100) ? std::log1p(s.others / e) : std::log(s.total) - distance;
   }
@@ -610,7 +613,8 @@ struct Row {
       classification += is_bad(s[k]) ? nan : cross_entropy(s[k]);
     if (of_mean) classification = is_bad(mean) ? nan : cross_entropy(mean);
     // A class without weight is out, even where its logit is -inf (0 * inf).
-    if (weight == 0 && classification == kInf<Acc>) classification = 0;
+    drops_impossible = weight == 0;
+    if (drops_impossible && classification == kInf<Acc>) classification = 0;
     const Acc ce_unit = p.ce_factor * p.ce_reduction * weight;
     Acc loss = each || of_mean ? ce_unit * classification : Acc(0);
 
@@ -835,7 +839,10 @@ struct Row {
     const int64_t target = p.target != nullptr ? p.target[n] : -1;
     for (int64_t chunk = 0, at = 0; at < p.columns; chunk++, at += kChunk) {
       const int64_t count = p.columns - at < kChunk ? p.columns - at : kChunk;
-      if (of_mean) mean_gradient(chunk, at, count, ce_unit / Acc(experts));
+      if (of_mean) {
+        const bool dropped = drops_impossible && mean.impossible;
+        mean_gradient(chunk, at, count, dropped ? Acc(0) : ce_unit / Acc(experts));
+      }
       const bool holed = pairwise && scratch.holed[chunk] != 0;
       Acc moved[kMostExperts];  // from the chunk's origin to the row's
       for (int k = 0; uses_experts && k < experts; k++)
@@ -878,14 +885,15 @@ struct Row {
         }
         const Factors of_divergence = f;
         Power how = Power::Same;
+        const Acc ce_share = drops_impossible && each && z.impossible ? Acc(0) : ce_unit;
         if (each) {
           how = z.power;
-          f.w = unit[k] * ce_unit / z.total *
+          f.w = unit[k] * ce_share / z.total *
                 correction(z.raw_origins[chunk], z.raw_max.origin(), kLog2e<Acc>);
           if (how == Power::Same) f.u += f.w;
         }
         const bool constant = here && to_float(logits[k][target]) == -kInf<Acc>;
-        const Acc y_share = constant ? Acc(0) : -unit[k] * ce_unit * z.target_miss;
+        const Acc y_share = constant ? Acc(0) : -unit[k] * ce_share * z.target_miss;
         auto write = [&](auto form) {
           gradient_form<form.value>(how, grad_of(k) + at, count, f, in, of_divergence,
                                     here ? target - at : -1, here ? y_share : Acc(0));
