@@ -32,6 +32,7 @@ FOCAL_GAMMA = 2.0
 SUBSETS = 3  # many, medium and few shots
 CONTRAST_TEMPERATURE = 0.2
 CONTRAST_WIDTH = 128  # of MoCo's embeddings
+DIVERSITY = -0.45
 
 DTYPES = {
     "fp64": torch.float64,
@@ -134,6 +135,46 @@ def balance_weight(row_loss: Tensor, ref: Tensor, cls: Tensor, target: Tensor) -
     return (weight * row_loss).mean()
 
 
+def _ride_cross_entropy(logits: Tensor, target: Tensor, margin: Tensor) -> Tensor:
+    of_target = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, target.unsqueeze(1), True)
+    shifted = torch.where(of_target, logits - margin[target].unsqueeze(1), logits)
+    return cross_entropy(shifted, target)
+
+
+def ride(experts: list[Tensor], target: Tensor, margin: Tensor) -> Tensor:
+    """RIDE's loss as in its official code: every expert away from their mean."""
+    with torch.no_grad():
+        q = softmax(torch.stack(experts).mean(dim=0), dim=1)
+    loss = target.new_zeros((), dtype=torch.float32)
+    for z in experts:
+        loss = loss + _ride_cross_entropy(z, target, margin)
+        loss = loss + DIVERSITY * kl_div(log_softmax(z, dim=1), q, reduction="batchmean")
+    return loss
+
+
+def _pairs(experts: list[Tensor]) -> Tensor:
+    """sum_{i != j} KL(p_i || p_j), as nested loops over the experts."""
+    log_p = [log_softmax(z, dim=1) for z in experts]
+    terms = [
+        kl_div(b, a, reduction="batchmean", log_target=True)
+        for i, a in enumerate(log_p)
+        for j, b in enumerate(log_p)
+        if i != j
+    ]
+    return torch.stack(terms).sum()
+
+
+def ride_pairwise(experts: list[Tensor], target: Tensor, margin: Tensor) -> Tensor:
+    """RIDE's loss as in the paper: every expert away from every other."""
+    hard = [_ride_cross_entropy(z, target, margin) for z in experts]
+    return torch.stack(hard).sum() + DIVERSITY * _pairs(experts) / (len(experts) - 1)
+
+
+def collaborative_kd(experts: list[Tensor]) -> Tensor:
+    """ECL's and NCL's distillation among experts, gradients to both sides."""
+    return _pairs(experts) / (len(experts) * (len(experts) - 1))
+
+
 # --- ours ----------------------------------------------------------------------------------------
 
 
@@ -164,6 +205,14 @@ def _bkd_mixup(
 
 def _balanced_softmax(logits: Tensor, target: Tensor, log_prior: Tensor) -> Tensor:
     return ltk.adjusted_cross_entropy(logits, target, bias=log_prior)
+
+
+def _ride(experts: list[Tensor], target: Tensor, margin: Tensor) -> Tensor:
+    return ltk.ride_loss(experts, target, margin=margin, diversity_factor=DIVERSITY)
+
+
+def _ride_pairwise(experts: list[Tensor], target: Tensor, margin: Tensor) -> Tensor:
+    return ltk.ride_loss(experts, target, margin=margin, diversity_factor=DIVERSITY, pairwise=True)
 
 
 def _ldam(logits: Tensor, target: Tensor, margin: Tensor) -> Tensor:
@@ -372,14 +421,35 @@ CASES = {
             info_nce,
             partial(ltk.info_nce, temperature=CONTRAST_TEMPERATURE),
             lambda d: (d.unit(d.rows), d.unit(d.rows), d.unit(d.classes)),
-            floor=lambda n, c: (3 * n + c) * CONTRAST_WIDTH,
+            floor=lambda n, c, itemsize: (3 * n + c) * CONTRAST_WIDTH * itemsize,
         ),
         Case(
             "knowledge_balance_weight",
             balance_weight,
             _balance_weight,
             lambda d: (d.uniform(0, 2, d.rows), d.logits(), d.logits(), d.target()),
-            floor=lambda n, c: 2 * n * c,
+            floor=matrices(2),
+        ),
+        Case(
+            "ride",
+            ride,
+            _ride,
+            lambda d: (d.expert_logits(), d.target(), d.margin()),
+            floor=matrices(2 * EXPERTS),
+        ),
+        Case(
+            "ride_pairwise",
+            ride_pairwise,
+            _ride_pairwise,
+            lambda d: (d.expert_logits(), d.target(), d.margin()),
+            floor=matrices(2 * EXPERTS),
+        ),
+        Case(
+            "collaborative_kd",
+            collaborative_kd,
+            ltk.collaborative_kd_loss,
+            lambda d: (d.expert_logits(),),
+            floor=matrices(2 * EXPERTS),
         ),
     )
 }

@@ -298,8 +298,9 @@ template <class Storage>
 void experts(int64_t columns, ExpertsFeature feature) {
   using Acc = Accumulate<Storage>;
   const int64_t rows = 2, count = feature == kWeighted ? 5 : 3;
-  check::context = std::string(check::kTypeName<Storage>) + " experts, C = " +
-                   std::to_string(columns) + " feature " + std::to_string(feature);
+  check::context = std::string(check::kTypeName<Storage>) +
+                   " experts, C = " + std::to_string(columns) + " feature " +
+                   std::to_string(feature);
   std::mt19937 random(9);
   std::vector<Matrix<Storage>> logits;
   ExpertsParams<Acc> p{};
@@ -327,7 +328,7 @@ void experts(int64_t columns, ExpertsFeature feature) {
   p.rows = rows;
   p.columns = columns;
   p.experts = static_cast<int>(count);
-  p.cross_entropy = feature == kOfMean    ? ExpertCrossEntropy::OfMean
+  p.cross_entropy = feature == kOfMean     ? ExpertCrossEntropy::OfMean
                     : feature == kWeighted ? ExpertCrossEntropy::None
                                            : ExpertCrossEntropy::Each;
   p.target = feature == kWeighted ? nullptr : target.data();

@@ -66,7 +66,7 @@ class _Experts(torch.autograd.Function):
         grad, scale, loss = ctx.saved_tensors
         above = upstream[0]
         if above.dim() == 1:
-            above = above.expand(grad.shape[:2]).flatten()
+            above = above.expand(grad.shape[:2]).reshape(-1)
         rows = grad.flatten(0, 1)
         result = scaled(ctx.op, loss, rows, above, scale.flatten())
         unchanged = result is rows
@@ -74,8 +74,13 @@ class _Experts(torch.autograd.Function):
         if ctx.stacked:
             return None, None, result
         views = result.unbind()
-        if unchanged and not torch.compiler.is_compiling():
+        if unchanged and not torch.compiler.is_compiling() and _is_graph_kept():
             # Another reference keeps autograd from making `.grad` of a leaf out of a view of the
             # saved gradient, which a second backward needs as it is.
             ctx.views = views
         return None, None, *views
+
+
+def _is_graph_kept() -> bool:
+    """Whether the backward pass that is running may be followed by another."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())

@@ -49,10 +49,9 @@ def ride_loss(
         )
     first, count = experts[0], len(experts)
     share = 1.0 / count if expert_reduction == "mean" else 1.0
+    divergence = _ops.PAIRWISE if pairwise else _ops.FROM_MEAN
     if diversity_factor == 0:
         divergence, temperature, kind = _ops.NO_DIVERGENCE, 1.0, "scalar"
-    else:
-        divergence = _ops.PAIRWISE if pairwise else _ops.FROM_MEAN
     scalar, row, column, kl_factor, row_factor = _temperature_arguments(
         temperature, kind, True, first
     )

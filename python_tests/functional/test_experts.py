@@ -286,6 +286,8 @@ def test_classes_without_weight() -> None:
         close("ride", experts, target=target, class_weight=weight, reduction=reduction)
     loss = functional.ride_loss(experts, target * 0, class_weight=weight, diversity_factor=0)
     assert loss.isnan()
+    for kind in ("ride", "ride of mean"):
+        close(kind, experts, target=target * 0, class_weight=weight, reduction="mean")
 
 
 def test_float16_gradients_keep_their_digits() -> None:

@@ -39,9 +39,9 @@ void experts_cpu(ExpertsParams<Acc> p, DType dtype) {
   }
   for_rows(p.rows, p.columns * p.experts, [&](int64_t begin, int64_t end) {
     switch (selected_isa()) {
-#define LTK_CASE(isa)                                                         \
-  case Isa::isa:                                                              \
-    isa::experts_rows<Acc>(p, tables, dtype, begin, end,                      \
+#define LTK_CASE(isa)                                                          \
+  case Isa::isa:                                                               \
+    isa::experts_rows<Acc>(p, tables, dtype, begin, end,                       \
                            thread_scratch<Acc>(isa::experts_scratch<Acc>(p))); \
     break;
       LTK_FOR_EACH_ISA(LTK_CASE)
@@ -97,8 +97,8 @@ Outputs experts(std::vector<Tensor> logits, const Optional& target, const Option
     p.class_weight = data_or_null<Acc>(class_weight, c, "class_weight", first);
     p.ce_factor = static_cast<Acc>(ce_factor);
     p.kl_reduction = mean ? 1 / static_cast<Acc>(n) : Acc(1);
-    p.ce_reduction = mean && p.class_weight != nullptr && p.target != nullptr ? Acc(-1)
-                                                                              : p.kl_reduction;
+    p.ce_reduction =
+        mean && p.class_weight != nullptr && p.target != nullptr ? Acc(-1) : p.kl_reduction;
     p.divergence = static_cast<ExpertDivergence>(divergence);
     p.temperature = static_cast<Acc>(temperature);
     p.row_temperature = data_or_null<Acc>(row_temperature, n, "row_temperature", first);

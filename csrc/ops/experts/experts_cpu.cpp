@@ -32,7 +32,7 @@ template <class Acc>
 constexpr Acc kFar = static_cast<Acc>(-1e30);
 
 template <class Acc>
-struct Stream {  // an expert, or the mean of all
+struct Stream {      // an expert, or the mean of all
   Acc* staged;       // [kChunk] logits
   Acc* tempered;     // [kChunk] logits / column_temperature
   Acc* exps;         // [padded C] of logits / T
@@ -55,6 +55,7 @@ struct Stream {  // an expert, or the mean of all
   Power power;      // as all streams', or Own where the row needed exponentials of another range
   Acc total;        // others and the target's
   Acc target_miss;  // others / total = 1 - softmax_y
+  bool impossible;  // an infinite cross-entropy
   // The largest logit / T of a class that another expert lacks: any other, with v > 0, with v < 0.
   Acc beside_hole, beside_positive, beside_negative;
 
@@ -68,12 +69,12 @@ struct Stream {  // an expert, or the mean of all
 template <class Acc>
 struct Scratch {
   Stream<Acc> streams[kMostExperts + 1];  // the mean is the last
-  Acc* highest;       // [kChunk] Pairwise: max_j a_j
-  Acc* weighted_sum;  // [kChunk] Pairwise: y
-  Acc* common;        // [kChunk] Pairwise: sum_i u_i p^i
-  Acc* of_mean;       // [kChunk] OfMean: its gradient
-  Acc* out;           // [kChunk]
-  Acc* holed;         // [chunks] 1 where an expert has -inf
+  Acc* highest;                           // [kChunk] Pairwise: max_j a_j
+  Acc* weighted_sum;                      // [kChunk] Pairwise: y
+  Acc* common;                            // [kChunk] Pairwise: sum_i u_i p^i
+  Acc* of_mean;                           // [kChunk] OfMean: its gradient
+  Acc* out;                               // [kChunk]
+  Acc* holed;                             // [chunks] 1 where an expert has -inf
 
   Scratch(Acc* base, int64_t columns, int experts) {
     const int64_t row = padded(columns), n = padded(chunks(columns));
@@ -157,8 +158,7 @@ struct Row {
   // The same for all rows.
   int experts = p.experts;
   bool gradients = p.grad != nullptr;
-  bool by_column =
-      tables.inverse_temperature != nullptr && p.divergence != ExpertDivergence::None;
+  bool by_column = tables.inverse_temperature != nullptr && p.divergence != ExpertDivergence::None;
   bool each = p.cross_entropy == ExpertCrossEntropy::Each;
   bool of_mean = p.cross_entropy == ExpertCrossEntropy::OfMean;
   bool to_mean = p.divergence == ExpertDivergence::Mean;
@@ -173,6 +173,7 @@ struct Row {
   const Storage* logits[kMostExperts] = {};
   Acc inverse = 1, log2_scale = kLog2e<Acc>;
   Acc u[kMostExperts] = {}, v[kMostExperts] = {};
+  bool drops_impossible = false;
   Acc compared_v[kMostExperts] = {}, sum_compared = 0;  // v of the y at hand
 
   Row(const ExpertsParams<Acc>& params, const ExpertsTables<Acc>& t, Scratch<Acc>& s)
@@ -309,8 +310,8 @@ struct Row {
     const bool cross_entropy = has_cross_entropy(s);
     const int64_t keep = gradients ? at : 0;
     const Power how = cross_entropy ? power_of(s) : Power::Same;
-    const Sums chunk = with_power(
-        how, [&](auto of) { return exponentials<F, of.value>(s, count, keep, ahead); });
+    const Sums chunk =
+        with_power(how, [&](auto of) { return exponentials<F, of.value>(s, count, keep, ahead); });
     s.sum += chunk.sum;
     s.divergence += chunk.divergence;
     if (!cross_entropy) return;
@@ -332,14 +333,13 @@ struct Row {
     return sum;
   }
 
-  // Sums over the experts leave out the one that they are for where weights differ: its own, however
-  // large, must not cost the others' digits. Equal ones cancel, so that one sum serves all.
+  // Sums over the experts leave out the one that they are for where weights differ: its own,
+  // however large, must not cost the others' digits. Equal ones cancel, so that one sum serves all.
   bool own_sums_of_v() const { return p.sample_weight != nullptr && p.weight_of_second; }
   bool own_sums_of_u() const { return p.sample_weight != nullptr && !p.weight_of_second; }
   void choose_compared(int left_out) {
     sum_compared = 0;
-    for (int k = 0; k < experts; k++)
-      sum_compared += compared_v[k] = k == left_out ? Acc(0) : v[k];
+    for (int k = 0; k < experts; k++) sum_compared += compared_v[k] = k == left_out ? Acc(0) : v[k];
   }
 
   // max_j a_j and y of each class of a chunk, relative to `origins`; the lowest logit.
@@ -536,6 +536,7 @@ struct Row {
       s.total = s.others + e;
     }
     s.target_miss = s.others / s.total;
+    s.impossible = z == -kInf<Acc>;
     // The first form keeps the digits of a loss near 0.
     return e > Acc(0x1p-100) ? std::log1p(s.others / e) : std::log(s.total) - distance;
   }
@@ -612,7 +613,8 @@ struct Row {
       classification += is_bad(s[k]) ? nan : cross_entropy(s[k]);
     if (of_mean) classification = is_bad(mean) ? nan : cross_entropy(mean);
     // A class without weight is out, even where its logit is -inf (0 * inf).
-    if (weight == 0 && classification == kInf<Acc>) classification = 0;
+    drops_impossible = weight == 0;
+    if (drops_impossible && classification == kInf<Acc>) classification = 0;
     const Acc ce_unit = p.ce_factor * p.ce_reduction * weight;
     Acc loss = each || of_mean ? ce_unit * classification : Acc(0);
 
@@ -720,8 +722,8 @@ struct Row {
   void gradient_form(Power how, Storage* out, int64_t count, const Factors& f, const Inputs& in,
                      const Factors& of_divergence, int64_t y, Acc y_share) const {
     auto call = [&](auto of, auto column, auto mean_too) {
-      gradient_chunk<F, of.value, column.value, mean_too.value>(out, count, f, in, of_divergence,
-                                                                y, y_share);
+      gradient_chunk<F, of.value, column.value, mean_too.value>(out, count, f, in, of_divergence, y,
+                                                                y_share);
     };
     using No = Constant<false>;
     using Yes = Constant<true>;
@@ -837,7 +839,10 @@ struct Row {
     const int64_t target = p.target != nullptr ? p.target[n] : -1;
     for (int64_t chunk = 0, at = 0; at < p.columns; chunk++, at += kChunk) {
       const int64_t count = p.columns - at < kChunk ? p.columns - at : kChunk;
-      if (of_mean) mean_gradient(chunk, at, count, ce_unit / Acc(experts));
+      if (of_mean) {
+        const bool dropped = drops_impossible && mean.impossible;
+        mean_gradient(chunk, at, count, dropped ? Acc(0) : ce_unit / Acc(experts));
+      }
       const bool holed = pairwise && scratch.holed[chunk] != 0;
       Acc moved[kMostExperts];  // from the chunk's origin to the row's
       for (int k = 0; uses_experts && k < experts; k++)
@@ -858,12 +863,9 @@ struct Row {
         const Stream<Acc>& z = s[k];
         const bool here = each && target >= at && target < at + count;
         Factors f{0, 0, 0, of_mean ? unit[k] : Acc(0), origins[k]};
-        Inputs in{z.exps + at,
-                  z.raw_exps + at,
-                  z.x,
-                  scratch.common,
-                  scratch.of_mean,
-                  by_column ? tables.inverse_temperature + at : nullptr};
+        Inputs in{
+            z.exps + at,    z.raw_exps + at, z.x,
+            scratch.common, scratch.of_mean, by_column ? tables.inverse_temperature + at : nullptr};
         const Acc share = uses_experts ? unit[k] * kl * moved[k] / z.sum : Acc(0);
         if (to_mean) {
           f.u = share;
@@ -883,14 +885,15 @@ struct Row {
         }
         const Factors of_divergence = f;
         Power how = Power::Same;
+        const Acc ce_share = drops_impossible && each && z.impossible ? Acc(0) : ce_unit;
         if (each) {
           how = z.power;
-          f.w = unit[k] * ce_unit / z.total *
+          f.w = unit[k] * ce_share / z.total *
                 correction(z.raw_origins[chunk], z.raw_max.origin(), kLog2e<Acc>);
           if (how == Power::Same) f.u += f.w;
         }
         const bool constant = here && to_float(logits[k][target]) == -kInf<Acc>;
-        const Acc y_share = constant ? Acc(0) : -unit[k] * ce_unit * z.target_miss;
+        const Acc y_share = constant ? Acc(0) : -unit[k] * ce_share * z.target_miss;
         auto write = [&](auto form) {
           gradient_form<form.value>(how, grad_of(k) + at, count, f, in, of_divergence,
                                     here ? target - at : -1, here ? y_share : Acc(0));

@@ -17,13 +17,13 @@ struct ExpertsTables {
 // Writes row_loss, grad_scale and the gradients of rows [begin, end); `loss` is the caller's.
 // `ce_reduction` must not be negative. `scratch` holds experts_scratch(p) values, aligned to 64
 // bytes.
-#define LTK_DECLARE(isa)                                                                        \
-  namespace isa {                                                                               \
-  template <class Acc>                                                                          \
-  int64_t experts_scratch(const ExpertsParams<Acc>& p);                                         \
-  template <class Acc>                                                                          \
-  void experts_rows(const ExpertsParams<Acc>& p, const ExpertsTables<Acc>& t, DType dtype,      \
-                    int64_t begin, int64_t end, Acc* scratch);                                  \
+#define LTK_DECLARE(isa)                                                                   \
+  namespace isa {                                                                          \
+  template <class Acc>                                                                     \
+  int64_t experts_scratch(const ExpertsParams<Acc>& p);                                    \
+  template <class Acc>                                                                     \
+  void experts_rows(const ExpertsParams<Acc>& p, const ExpertsTables<Acc>& t, DType dtype, \
+                    int64_t begin, int64_t end, Acc* scratch);                             \
   }
 LTK_FOR_EACH_ISA(LTK_DECLARE)
 #undef LTK_DECLARE
