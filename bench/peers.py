@@ -16,7 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import (
+    cross_entropy,
+    kl_div,
+    linear,
+    log_softmax,
+    normalize,
+    relu,
+    softmax,
+)
 
 from ltkernels import functional as ltk
 
@@ -26,6 +34,7 @@ TEMPERATURE = 2.0
 MIXUP_SHARE = 0.3
 LDAM_SCALE = 30.0
 FOCAL_GAMMA = 2.0
+ROUTER_TOP, ROUTER_HIDDEN, ROUTER_WIDTH = 30, 16, 64  # RIDE's, on CIFAR
 
 DTYPES = {
     "fp64": torch.float64,
@@ -100,6 +109,15 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
     return ((1 - torch.exp(-row_loss)) ** FOCAL_GAMMA * row_loss).mean()
 
 
+def topz_gate(
+    w1: Tensor, logits: Tensor, feature: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+) -> Tensor:
+    """RIDE's router on frozen experts: the gradient goes to its weights."""
+    top = logits.topk(ROUTER_TOP, dim=1).values
+    hidden = relu(linear(normalize(feature, dim=1), w1, b1))
+    return linear(torch.cat([top, hidden], dim=1), w2, b2).mean()
+
+
 # --- ours ----------------------------------------------------------------------------------------
 
 
@@ -129,6 +147,12 @@ def _balanced_softmax(logits: Tensor, target: Tensor, log_prior: Tensor) -> Tens
 
 def _ldam(logits: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     return ltk.adjusted_cross_entropy(logits, target, scale=LDAM_SCALE, margin=margin)
+
+
+def _topz_gate(
+    w1: Tensor, logits: Tensor, feature: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+) -> Tensor:
+    return ltk.topz_gate(logits, feature, w1, b1, w2, b2, ROUTER_TOP).mean()
 
 
 # --- Liger-Kernel, where it is installed ---------------------------------------------------------
@@ -194,6 +218,10 @@ class Draw:
     def margin(self) -> Tensor:
         root = self.prior() ** -0.25
         return (0.5 * root / root.max()).to(self.dtype)
+
+    def feature(self) -> Tensor:
+        x = torch.randn(self.rows, ROUTER_WIDTH, generator=self.generator, device=self.device)
+        return x.to(self.dtype)
 
     def subset(self) -> Tensor:
         order = torch.randperm(self.classes, generator=self.generator, device=self.device)
@@ -294,6 +322,20 @@ CASES = {
             partial(ltk.adjusted_cross_entropy, focal_gamma=FOCAL_GAMMA),
             lambda d: (d.logits(), d.target()),
             floor=lambda n, c: 2 * n * c,
+        ),
+        Case(
+            "topz_gate",
+            topz_gate,
+            _topz_gate,
+            lambda d: (
+                d.uniform(-0.2, 0.2, ROUTER_HIDDEN, ROUTER_WIDTH),
+                d.logits(),
+                d.feature(),
+                d.uniform(-0.2, 0.2, ROUTER_HIDDEN).requires_grad_(),
+                d.uniform(-0.2, 0.2, 1, ROUTER_TOP + ROUTER_HIDDEN).requires_grad_(),
+                d.uniform(-0.2, 0.2, 1).requires_grad_(),
+            ),
+            floor=lambda n, c: n * c + 2 * n * ROUTER_WIDTH,
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""The fused router - topz_gate, routing_loss, routing_target, route_experts - and its definition."""
+"""topz_gate, routing_loss, routing_target and route_experts, fused, against their definitions."""
 
 from __future__ import annotations
 
