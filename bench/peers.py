@@ -17,7 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
+from torch.nn.functional import (
+    cross_entropy,
+    kl_div,
+    linear,
+    log_softmax,
+    normalize,
+    relu,
+    softmax,
+)
 
 from ltkernels import functional as ltk
 
@@ -33,6 +41,7 @@ SUBSETS = 3  # many, medium and few shots
 CONTRAST_TEMPERATURE = 0.2
 CONTRAST_WIDTH = 128  # of MoCo's embeddings
 DIVERSITY = -0.45
+ROUTER_TOP, ROUTER_HIDDEN, ROUTER_WIDTH = 30, 16, 64  # RIDE's, on CIFAR
 
 DTYPES = {
     "fp64": torch.float64,
@@ -175,6 +184,15 @@ def collaborative_kd(experts: list[Tensor]) -> Tensor:
     return _pairs(experts) / (len(experts) * (len(experts) - 1))
 
 
+def topz_gate(
+    w1: Tensor, logits: Tensor, feature: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+) -> Tensor:
+    """RIDE's router on frozen experts: the gradient goes to its weights."""
+    top = logits.topk(ROUTER_TOP, dim=1).values
+    hidden = relu(linear(normalize(feature, dim=1), w1, b1))
+    return linear(torch.cat([top, hidden], dim=1), w2, b2).mean()
+
+
 # --- ours ----------------------------------------------------------------------------------------
 
 
@@ -221,6 +239,12 @@ def _ldam(logits: Tensor, target: Tensor, margin: Tensor) -> Tensor:
 
 def _balance_weight(row_loss: Tensor, ref: Tensor, cls: Tensor, target: Tensor) -> Tensor:
     return (ltk.knowledge_balance_weight(ref, cls, target) * row_loss).mean()
+
+
+def _topz_gate(
+    w1: Tensor, logits: Tensor, feature: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+) -> Tensor:
+    return ltk.topz_gate(logits, feature, w1, b1, w2, b2, ROUTER_TOP).mean()
 
 
 # --- Liger-Kernel, where it is installed ---------------------------------------------------------
@@ -293,6 +317,10 @@ class Draw:
     def margin(self) -> Tensor:
         root = self.prior() ** -0.25
         return (0.5 * root / root.max()).to(self.dtype)
+
+    def feature(self) -> Tensor:
+        x = torch.randn(self.rows, ROUTER_WIDTH, generator=self.generator, device=self.device)
+        return x.to(self.dtype)
 
     def subset(self) -> Tensor:
         order = torch.randperm(self.classes, generator=self.generator, device=self.device)
@@ -451,6 +479,21 @@ CASES = {
             lambda d: (d.expert_logits(),),
             floor=matrices(2 * EXPERTS),
         ),
+        Case(
+            "topz_gate",
+            topz_gate,
+            _topz_gate,
+            lambda d: (
+                d.uniform(-0.2, 0.2, ROUTER_HIDDEN, ROUTER_WIDTH),
+                d.logits(),
+                d.feature(),
+                d.uniform(-0.2, 0.2, ROUTER_HIDDEN),
+                d.uniform(-0.2, 0.2, 1, ROUTER_TOP + ROUTER_HIDDEN),
+                d.uniform(-0.2, 0.2, 1),
+            ),
+            gradients=(0, 3, 4, 5),
+            floor=lambda n, c, itemsize: (n * c + 2 * n * ROUTER_WIDTH) * itemsize,
+        ),
     )
 }
 
@@ -467,7 +510,7 @@ class Problem:
         args = tuple(args)
         leaves = tuple(x for i in case.gradients for x in tensors_of((args[i],)))
         for x in leaves:
-            x.requires_grad_()
+            x
         return cls(args, leaves)
 
     def map(self, case: Case, function: Callable[[Tensor], Tensor]) -> Problem:

@@ -9,9 +9,12 @@
 #include "ops/experts/experts_cpu.h"
 #include "ops/info_nce/info_nce_cpu.h"
 #include "ops/knowledge_balance_weight/knowledge_balance_weight_cpu.h"
+#include "ops/route_experts/route_experts_cpu.h"
+#include "ops/routing/routing_cpu.h"
 #include "ops/scale_gradient/scale_gradient_cpu.h"
 #include "ops/subset_distillation/subset_distillation_cpu.h"
 #include "ops/subset_distillation/subset_plan.h"
+#include "ops/topz_gate/topz_gate_cpu.h"
 #include "tests/check.h"
 
 namespace {
@@ -471,6 +474,132 @@ void knowledge_balance_weight(int64_t columns) {
   });
 }
 
+// The router's kernels: gates and labels the same on every instruction set, and as route_experts
+// sees them.
+template <class Storage>
+void router(int64_t columns, int64_t z) {
+  using Acc = Accumulate<Storage>;
+  const int64_t rows = 5, width = 19, hidden = 5, padded = padded_units(hidden);
+  check::context = std::string(check::kTypeName<Storage>) + " C = " + std::to_string(columns) +
+                   " z = " + std::to_string(z);
+  std::mt19937 random(11);
+  Matrix<Storage> logits(rows, columns), feature(rows, width);
+  Matrix<Acc> w1(hidden, width), w1_transposed(width, padded), b1(1, hidden), w2(1, z + hidden);
+  Matrix<Acc> b2(1, 1), upstream(1, rows);
+  check::fill_normal(logits, random, 3);
+  check::fill_normal(feature, random, 1);
+  for (Matrix<Acc>* x : {&w1, &b1, &w2, &b2, &upstream}) check::fill_normal(*x, random, 1);
+  for (int64_t d = 0; d < width; d++)
+    for (int64_t j = 0; j < padded; j++) w1_transposed.set(d, j, j < hidden ? w1(j, d) : 0);
+  Matrix<Acc> gate(1, rows), top(rows, z), units(rows, hidden), inverse_norm(1, rows);
+  std::vector<int32_t> index(rows * z);
+  TopzGateParams<Acc> p{rows,
+                        columns,
+                        width,
+                        hidden,
+                        z,
+                        logits.data(),
+                        columns,
+                        feature.data(),
+                        width,
+                        check::kDType<Storage>,
+                        w1.data(),
+                        b1.data(),
+                        w2.data(),
+                        b2.data(),
+                        gate.data(),
+                        top.data(),
+                        index.data(),
+                        units.data(),
+                        inverse_norm.data()};
+  Matrix<Storage> d_logits(rows, columns), d_feature(rows, width);
+  Matrix<Acc> d_w1(hidden, width), d_b1(1, hidden), d_w2(1, z + hidden), d_b2(1, 1);
+  TopzGateGradientParams<Acc> g{rows,
+                                columns,
+                                width,
+                                hidden,
+                                z,
+                                upstream.data(),
+                                feature.data(),
+                                width,
+                                check::kDType<Storage>,
+                                w1.data(),
+                                w2.data(),
+                                top.data(),
+                                index.data(),
+                                units.data(),
+                                inverse_norm.data(),
+                                d_logits.data(),
+                                d_feature.data(),
+                                d_w1.data(),
+                                d_b1.data(),
+                                d_w2.data(),
+                                d_b2.data()};
+  Matrix<Acc> mean(rows, columns), first_gate(1, rows), first_d_w1(hidden, width);
+  std::vector<int64_t> used(rows), target(rows, columns - 1);
+  RouteExpertsParams<Acc> route{};
+  route.rows = rows;
+  route.columns = columns;
+  route.width = width;
+  route.hidden = hidden;
+  route.z = z;
+  route.experts = 2;
+  route.feature[0] = feature.data();
+  route.feature_stride[0] = width;
+  route.feature_dtype = check::kDType<Storage>;
+  route.b1 = b1.data();
+  route.w2 = w2.data();
+  route.b2 = b2.data();
+  route.mean = mean.data();
+  route.used = used.data();
+  const std::unique_ptr<bool[]> needs_help(new bool[rows]);
+  RoutingTargetParams labels{};
+  labels.rows = rows;
+  labels.columns = columns;
+  labels.experts = 2;
+  labels.target = target.data();
+  labels.needs_help = needs_help.get();
+  for (int k = 0; k < 2; k++) {
+    labels.logits[k] = route.logits[k] = logits.data();
+    labels.logits_stride[k] = route.logits_stride[k] = columns;
+  }
+  const DType dtype = check::kDType<Storage>;
+  for_each_isa([&](Isa isa) {
+    for (Matrix<Acc>* x : {&gate, &d_w1, &mean}) x->poison();
+    for (Matrix<Storage>* x : {&d_logits, &d_feature}) x->poison();
+    switch (isa) {
+#define LTK_CASE(name)                                                                      \
+  case Isa::name: {                                                                         \
+    Scratch<Acc> scratch(name::topz_gate_scratch(p)), of_row(width + hidden);               \
+    name::topz_gate_rows(p, w1_transposed.data(), dtype, 0, rows, scratch.data());          \
+    name::topz_gate_gradient_rows(g, dtype, 0, rows, of_row.data());                        \
+    std::vector<Acc> slope(rows * hidden);                                                  \
+    name::topz_gate_gradient_sums(g, slope.data());                                         \
+    name::topz_gate_gradient_columns(g, slope.data(), 0, width);                            \
+    Scratch<Acc> of_route(name::route_experts_scratch(route));                              \
+    name::route_experts_rows(route, w1_transposed.data(), dtype, 0, rows, of_route.data()); \
+    name::routing_target_rows(labels, dtype, 0, rows);                                      \
+    break;                                                                                  \
+  }
+      LTK_FOR_EACH_ISA(LTK_CASE)
+#undef LTK_CASE
+    }
+    if (isa == Isa::baseline) {
+      std::memcpy(first_gate.data(), gate.data(), rows * sizeof(Acc));
+      std::memcpy(first_d_w1.data(), d_w1.data(), hidden * width * sizeof(Acc));
+    }
+    same(gate, first_gate, 10.0 * (z + hidden), "gate");
+    same(d_w1, first_d_w1, 10.0 * rows, "d_w1");
+    for (int64_t n = 0; n < rows; n++) {
+      check::that(used[n] == (gate(0, n) > 0 ? 2 : 1), "the number of experts");
+      check::that(!needs_help[n], "equal experts help each other");
+      for (int64_t c = 0; c < columns; c++) check::close(mean(n, c), logits(n, c), 0, "the mean");
+      for (int64_t k = 0; k < z; k++)
+        check::close(top(n, k), logits(n, index[n * z + k]), 0, "the top");
+    }
+  });
+}
+
 template <class Storage>
 void every_kernel() {
   for (int64_t columns : {1, 7, 64, 65, 131}) {
@@ -479,9 +608,9 @@ void every_kernel() {
       info_nce<Storage>(columns, queue_rows, true, 3);
     }
   }
-  for (int64_t columns : kColumns) knowledge_balance_weight<Storage>(columns);
-
   for (int64_t columns : kColumns) {
+    knowledge_balance_weight<Storage>(columns);
+    for (int64_t z : {int64_t{1}, (columns + 3) / 4, columns}) router<Storage>(columns, z);
     for (int feature = kPlain; feature <= kTeacherGradient; feature++)
       distillation<Storage>(columns, static_cast<Feature>(feature));
     for (int layout = kSorted; layout <= kPartial; layout++)

@@ -320,6 +320,39 @@ def test_scale_gradient(dtype: torch.dtype) -> None:
             torch.testing.assert_close(_ops.scale_gradient(*arguments), expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [0, N])
+def test_topz_gate(dtype: torch.dtype, rows: int) -> None:
+    a, z = acc(dtype), 5
+    weights = (draw(4, 6, dtype=a), draw(4, dtype=a), draw(1, z + 4, dtype=a), draw(1, dtype=a))
+    logits, feature = draw(C, rows, dtype=dtype).t(), draw(rows, 6, seed=1, dtype=dtype)
+    for keep in (True, False):
+        opcheck(_ops.topz_gate, (logits, feature, *weights, z, keep), test_utils=TESTS)
+    kept = _ops.topz_gate(logits, feature, *weights, z, True)[1:]
+    arguments = (draw(rows, dtype=a), feature, weights[0], weights[2], *kept)
+    for wanted in ((True, True, True), (False, False, True), (False, True, False)):
+        like = logits.new_empty(1).expand(rows, C) if wanted[0] else kept[0]
+        opcheck(_ops.topz_gate_backward, (*arguments, like, *wanted), test_utils=TESTS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_routing(dtype: torch.dtype) -> None:
+    a, z = acc(dtype), 5
+    gate, flags = draw(N, dtype=dtype), torch.tensor([True, False, True])
+    for needs_help in (flags, flags.to(a)):
+        for reduction in (0, 1, 2):
+            for gradient in (True, False):
+                arguments = (gate, needs_help, 3.0, reduction, gradient)
+                opcheck(_ops.routing_loss, arguments, test_utils=TESTS)
+    experts = [draw(N, C, seed=i, dtype=dtype) for i in range(3)]
+    opcheck(_ops.routing_target, (experts, torch.tensor([0, 36, 7])), test_utils=TESTS)
+    features = [draw(N, 6, seed=i, dtype=dtype) for i in range(2)]
+    for g in (1, 2):
+        weights = (draw(2, 4, 6, dtype=a), draw(2, 4, dtype=a), draw(g, z + 4, dtype=a))
+        arguments = (experts, features, *weights, draw(g, dtype=a), z, 0.0)
+        opcheck(_ops.route_experts, arguments, test_utils=TESTS)
+
+
 # --- wrong tensors --------------------------------------------------------------------------------
 
 LONG, DOUBLE = torch.zeros(N, dtype=torch.int64), torch.rand(C).double()
@@ -488,3 +521,70 @@ WRONG_SCALE_GRADIENT = {
 def test_wrong_scale_gradient_arguments(what: str) -> None:
     with pytest.raises(RuntimeError):
         _ops.scale_gradient(*WRONG_SCALE_GRADIENT[what])
+
+
+def gate_arguments(**changes: Any) -> tuple[Any, ...]:
+    arguments: dict[str, Any] = {
+        "logits": draw(N, C),
+        "feature": draw(N, 6),
+        "w1": draw(4, 6),
+        "b1": draw(4),
+        "w2": draw(1, 9),
+        "b2": draw(1),
+        "z": 5,
+        "keep": True,
+    }
+    assert changes.keys() <= arguments.keys()
+    return tuple({**arguments, **changes}.values())
+
+
+WRONG_GATE: dict[str, Overrides] = {
+    "logits dtype": {"logits": LONG.expand(N, N)},
+    "feature rows": {"feature": draw(N + 1, 6)},
+    "feature dtype": {"feature": draw(N, 6).double()},
+    "w1 size": {"w1": draw(4, 5)},
+    "w1 dtype": {"w1": draw(4, 6).double()},
+    "w2 size": {"w2": draw(1, 8)},
+    "b2 size": {"b2": draw(2)},
+    "z of none": {"z": 0, "w2": draw(1, 4)},
+    "z of more than all": {"z": C + 1, "w2": draw(1, C + 5)},
+}
+
+
+@pytest.mark.parametrize("what", WRONG_GATE)
+def test_wrong_gate_arguments(what: str) -> None:
+    _ops.topz_gate(*gate_arguments())
+    with pytest.raises(RuntimeError):
+        _ops.topz_gate(*gate_arguments(**WRONG_GATE[what]))
+
+
+def test_wrong_routing_arguments() -> None:
+    x, flags = draw(N, C), torch.zeros(N, dtype=torch.bool)
+    kept = _ops.topz_gate(*gate_arguments())[1:]
+    top, index, units, inverse_norm = kept
+    good = (draw(N), draw(N, 6), draw(4, 6), draw(1, 9), top, index, units, inverse_norm, x)
+    for at, wrong in (
+        (0, draw(N + 1)),
+        (2, draw(4, 5)),
+        (5, index.long()),
+        (5, index + C),
+        (8, top[:1]),
+    ):
+        arguments = [wrong if i == at else value for i, value in enumerate(good)]
+        with pytest.raises(RuntimeError):
+            _ops.topz_gate_backward(*arguments, True, True, True)
+    w1, b1 = draw(1, 4, 6), draw(1, 4)
+    for call in (
+        lambda: _ops.routing_loss(draw(N), flags[:2], 1.0, 1, True),
+        lambda: _ops.routing_loss(draw(N, 1), flags, 1.0, 1, True),
+        lambda: _ops.routing_loss(draw(N), draw(N).double(), 1.0, 1, True),
+        lambda: _ops.routing_target([x, x[:2]], LONG),
+        lambda: _ops.routing_target([x, x], LONG + C),
+        lambda: _ops.routing_target([x] * 17, LONG),
+        lambda: _ops.routing_target([], LONG),
+        lambda: _ops.route_experts([x, x], [], w1, b1, draw(1, 9), draw(1), 5, 0.0),
+        lambda: _ops.route_experts([x, x], [draw(N, 5)], w1, b1, draw(1, 9), draw(1), 5, 0.0),
+        lambda: _ops.route_experts([x, x], [draw(N, 6)], w1, b1, draw(1, 9), draw(1), 6, 0.0),
+    ):
+        with pytest.raises(RuntimeError):
+            call()
