@@ -510,7 +510,7 @@ class Problem:
         args = tuple(args)
         leaves = tuple(x for i in case.gradients for x in tensors_of((args[i],)))
         for x in leaves:
-            x
+            x.requires_grad_()
         return cls(args, leaves)
 
     def map(self, case: Case, function: Callable[[Tensor], Tensor]) -> Problem:
