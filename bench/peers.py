@@ -339,6 +339,10 @@ class Draw:
         return (*(self.logits(len(subset)) for subset in subsets), *subsets)
 
 
+def _three(draw: Draw) -> list[Tensor]:
+    return [draw.logits() for _ in range(EXPERTS)]
+
+
 def subset_size(classes: int) -> int:
     """LFME's experts know about a third of the classes each."""
     return max(1, classes // 3)
@@ -462,21 +466,21 @@ CASES = {
             "ride",
             ride,
             _ride,
-            lambda d: (d.expert_logits(), d.target(), d.margin()),
+            lambda d: (_three(d), d.target(), d.margin()),
             floor=matrices(2 * EXPERTS),
         ),
         Case(
             "ride_pairwise",
             ride_pairwise,
             _ride_pairwise,
-            lambda d: (d.expert_logits(), d.target(), d.margin()),
+            lambda d: (_three(d), d.target(), d.margin()),
             floor=matrices(2 * EXPERTS),
         ),
         Case(
             "collaborative_kd",
             collaborative_kd,
             ltk.collaborative_kd_loss,
-            lambda d: (d.expert_logits(),),
+            lambda d: (_three(d),),
             floor=matrices(2 * EXPERTS),
         ),
         Case(
