@@ -415,7 +415,7 @@ def _topz_gate(random: Random, dtype: torch.dtype) -> Arguments:
 
 
 def _routing_loss(random: Random, dtype: torch.dtype) -> Arguments:
-    shape = (random.randint(0, 4), random.choice([1, 5, 64, 1000]))
+    shape = _shape(random)
     call: Arguments = {
         "gate": _logits(random, *shape, dtype),
         "needs_help": _uniform(random, *shape, zeros=0.5),

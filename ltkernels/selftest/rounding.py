@@ -52,14 +52,13 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         if func.overloadpacket.__name__.startswith(EXACT):
             return result
-        if func is aten.mm.default and result.dtype == torch.float64:
-            return self._move_product(result, args[0], args[1])
         if func.overloadpacket in SUMS:
             if result.dtype != torch.float64:
                 return result
             # Terms may cancel: what is rounded is as large as their sum without signs.
             size = func(*tree_map_only(Tensor, torch.abs, args), **(kwargs or {}))
-            return result + (self._move_sum(size, args) - size)
+            moved = self._move_sum(size, args) - size
+            return result + moved.nan_to_num(0.0, 0.0, 0.0)  # infinite terms are not rounded
         return tree_map_only(Tensor, self._move, result)
 
     def _move(self, x: Tensor, units: float = 1.0) -> Tensor:
@@ -75,12 +74,6 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             most = max(each.numel() for each in terms if isinstance(each, Tensor))
             units = max(units, (most / max(x.numel(), 1)) ** 0.5)
         return self._move(x, units)
-
-    def _move_product(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """The terms of a dot product are rounded before they cancel."""
-        share = torch.rand(x.shape, generator=self.generator, dtype=torch.float64)
-        size = torch.mm(a.abs(), b.abs()).nan_to_num(0.0, 0.0, 0.0)
-        return self._move_sum(x, (a, b)) + size * self.unit * (2 * share - 1)
 
     # One step to PyTorch, several with a cancellation among them to the arithmetic.
     def _log_softmax(self, x: Tensor, dim: int) -> Tensor:
