@@ -96,9 +96,9 @@ struct ExpertRows {
   // exponentials are multiplied by in the gradient.
   Acc shift[kSize], plain_shift[kSize];
   Acc of_exp[kSize], of_plain[kSize];
-  Acc of_target = 0;               // what the target takes from its gradient
-  Acc of_kl = 0, mean_gap[kSize];  // Pairwise: the common factor, H / Z
-  Acc sum_u = 0, sum_v = 0;        // Pairwise: U, V
+  Acc of_target = 0;                        // what the target takes from its gradient
+  Acc of_kl = 0, mean_gap[kSize];           // Pairwise: the common factor, H / Z
+  Acc weight[kSize], sum_u = 0, sum_v = 0;  // Pairwise: of the call, U, V
   bool first_gradient = false;
 
   __device__ __forceinline__ ExpertRows(const ExpertsParams<Acc>& p, int64_t row, int rank,
@@ -117,6 +117,7 @@ struct ExpertRows {
     for (int d = 0; d < kSize; ++d) shift[d] = plain_shift[d] = 0;
     if (pairwise()) {
       for_experts([&](int k) {
+        weight[k] = p.sample_weight ? p.sample_weight[k * p.rows + row] : Acc(1);
         sum_u += u(k);
         sum_v += v(k);
       });
@@ -413,14 +414,9 @@ struct ExpertRows {
   // 2^a from what `add` left.
   __device__ __forceinline__ void kept_exps(int d, const Values& kept, const Acc (&s)[kWidth],
                                             Acc (&e)[kWidth]) const {
-    if (keeps()) {
-      LTK_UNROLL
-      for (int j = 0; j < kWidth; ++j) e[j] = kept[d][j];
-    } else {
-      exponents(d, kept, s, e);
-      LTK_UNROLL
-      for (int j = 0; j < kWidth; ++j) e[j] = fast_exp2(e[j]);
-    }
+    exponents(d, kept, s, e);
+    LTK_UNROLL
+    for (int j = 0; j < kWidth; ++j) e[j] = keeps() ? kept[d][j] : fast_exp2(e[j]);
   }
   __device__ __forceinline__ void keep(const Acc (&e)[kWidth], Acc (&z)[kWidth]) const {
     LTK_UNROLL
@@ -560,11 +556,12 @@ struct ExpertRows {
         out[j] = plain == PlainExp::Power4 ? square * square : square;
       }
     }
-    if (place(offset) >= kWidth) return;
-    const Acc of_label = fast_exp2(label_exponent(d));
+    // Selects, no branch around them: that becomes an index into local memory.
+    Acc of_label = 0;
+    if (place(offset) < kWidth) of_label = fast_exp2(label_exponent(d));
     LTK_UNROLL
     for (int j = 0; j < kWidth; ++j) {
-      if (place(offset) == static_cast<unsigned>(j)) out[j] = of_label;
+      out[j] = place(offset) == static_cast<unsigned>(j) ? of_label : out[j];
     }
   }
   __device__ __forceinline__ void add_plain(int d, int offset, const Acc (&z)[kWidth],
@@ -581,10 +578,11 @@ struct ExpertRows {
     plain_exps(d, offset, z, e, powers);
     LTK_UNROLL
     for (int j = 0; j < kWidth; ++j) g[j] += powers[j] * of_plain[d];
-    if (place(offset) >= kWidth || label(d) == -kInfinity<Acc>) return;
+    Acc pull = 0;
+    if (place(offset) < kWidth && label(d) != -kInfinity<Acc>) pull = of_target;
     LTK_UNROLL
     for (int j = 0; j < kWidth; ++j) {
-      g[j] -= place(offset) == static_cast<unsigned>(j) ? of_target : Acc(0);
+      g[j] -= place(offset) == static_cast<unsigned>(j) ? pull : Acc(0);
     }
   }
   __device__ __forceinline__ Acc cross_entropy(const Sums& sums) const {
@@ -608,11 +606,8 @@ struct ExpertRows {
     return kl;
   }
 
-  __device__ __forceinline__ Acc weight(int k) const {
-    return p.sample_weight ? __ldg(p.sample_weight + k * p.rows + row) : Acc(1);
-  }
-  __device__ __forceinline__ Acc u(int k) const { return p.weight_of_second ? Acc(1) : weight(k); }
-  __device__ __forceinline__ Acc v(int k) const { return p.weight_of_second ? weight(k) : Acc(1); }
+  __device__ __forceinline__ Acc u(int k) const { return p.weight_of_second ? Acc(1) : weight[k]; }
+  __device__ __forceinline__ Acc v(int k) const { return p.weight_of_second ? weight[k] : Acc(1); }
 
   __device__ __forceinline__ void add_pairs(const Values& z, const Acc (&s)[kWidth],
                                             Sums& sums) const {
