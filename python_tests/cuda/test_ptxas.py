@@ -48,8 +48,8 @@ def threads_of(name: str) -> int:
     row = RESIDENT_ROW.search(name)
     if row:
         return max(int(row[1]), 128 if int(row[1]) <= 32 else 0)
-    # Pairs of three or four experts take more registers than 512 threads can have.
-    small = re.search(r"experts_stream|experts_shared\S+?Li[34]ELNS\S+?FormE1E", name)
+    # Pairs of three experts, and four experts, take more registers than 512 threads can have.
+    small = re.search(r"experts_stream|experts_shared\S+?(Li4E|Li3ELNS\S+?FormE1E)", name)
     return 256 if small or "scale_gradient" in name else 512
 
 
