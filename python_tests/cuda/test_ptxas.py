@@ -50,8 +50,8 @@ def threads_of(name: str) -> int:
         return max(int(row[1]), 128 if int(row[1]) <= 32 else 0)
     if "info_nce" in name:
         return 128 if "finish" in name else 256
-    # Pairs of three or four experts take more registers than 512 threads can have.
-    wide = re.search(r"experts_stream|experts_shared\S+?Li[34]ELNS\S+?FormE1E", name)
+    # Pairs of three experts, and four experts, take more registers than 512 threads can have.
+    wide = re.search(r"experts_stream|experts_shared\S+?(Li4E|Li3ELNS\S+?FormE1E)", name)
     small = ("scale_gradient", "topz_gate", "routing_", "route_experts")
     return 256 if wide or any(op in name for op in small) else 512
 

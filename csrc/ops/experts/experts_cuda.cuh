@@ -763,9 +763,9 @@ __global__ void __launch_bounds__(resident_block(kRowThreads), 2)
 
 // Threads that the registers must suffice for; blocks have the power of two below.
 template <int kExperts, Form kForm>
-constexpr int kSharedThreads = kForm != Form::Pairs || kExperts == 2 ? 512
-                               : kExperts == 3                       ? 384
-                                                                     : 256;
+constexpr int kSharedThreads = kExperts + (kForm == Form::Pairs) <= 3   ? 512
+                               : kExperts + (kForm == Form::Pairs) == 4 ? 384
+                                                                        : 256;
 
 // A block per sample. The rows are kept as they were read: exponentials are computed twice, which
 // costs less than the traffic of keeping them.
