@@ -508,20 +508,24 @@ def ride_loss(
     diversity_factor: object,
     expert_reduction: object,
     reduction_: object,
+    values: bool = True,
 ) -> tuple[tuple[Tensor, ...], TemperatureKind]:
     """Check the arguments of `ride_loss`; returns the experts and the kind of temperature."""
     op = "ride_loss"
     experts = expert_logits(op, "expert_logits", expert_logits_)
     rows, classes = experts[0].shape
-    class_target(op, "target", target, experts[0])
+    first = experts[0]
+    class_target(op, "target", target, first, values=values)
     if margin is not None:
-        vector(op, "margin", margin, "C", classes, experts[0])
+        vector(op, "margin", margin, "C", classes, first)
     if class_weight is not None:
-        vector(op, "class_weight", class_weight, "C", classes, experts[0], non_negative=True)
+        vector(
+            op, "class_weight", class_weight, "C", classes, first, non_negative=True, values=values
+        )
     number(op, "diversity_factor", diversity_factor)
     one_of(op, "expert_reduction", expert_reduction, "sum", "mean")
     reduction(op, reduction_)
-    return experts, temperature(op, temperature_, rows, classes, experts[0])
+    return experts, temperature(op, temperature_, rows, classes, first)
 
 
 def diversity_loss(

@@ -24,7 +24,7 @@ def ride_loss(
     expert_reduction: ExpertReduction = "sum",
     reduction: Reduction = "mean",
 ) -> Tensor:
-    experts, kind = _checks.ride_loss(
+    given = (
         data_of(expert_logits),
         target,
         margin,
@@ -34,6 +34,7 @@ def ride_loss(
         expert_reduction,
         reduction,
     )
+    experts, kind = _checks.ride_loss(*given, values=False)
     if not use_fused("ride_loss", experts, temperature, margin):
         return reference.ride_loss(
             expert_logits,
@@ -56,28 +57,32 @@ def ride_loss(
         temperature, kind, True, first
     )
     others = max(count - 1, 1) if pairwise else 1
-    return experts_loss(
-        "ride_loss",
-        expert_logits,
-        experts,
-        target.contiguous(),
-        None if margin is None else constant(margin, first),
-        None if class_weight is None else constant(class_weight, first),
-        _ops.OF_MEAN if collaborative else _ops.OF_EACH,
-        # The one cross-entropy of the mean counts for each expert.
-        share * count if collaborative else share,
-        divergence,
-        scalar,
-        row,
-        column,
-        diversity_factor * kl_factor * share / others,
-        row_factor,
-        None,
-        False,
-        True,
-        True,
-        _ops.REDUCTION_CODE[reduction],
-    )
+    try:
+        return experts_loss(
+            "ride_loss",
+            expert_logits,
+            experts,
+            target.contiguous(),
+            None if margin is None else constant(margin, first),
+            None if class_weight is None else constant(class_weight, first),
+            _ops.OF_MEAN if collaborative else _ops.OF_EACH,
+            # The one cross-entropy of the mean counts for each expert.
+            share * count if collaborative else share,
+            divergence,
+            scalar,
+            row,
+            column,
+            diversity_factor * kl_factor * share / others,
+            row_factor,
+            None,
+            False,
+            True,
+            True,
+            _ops.REDUCTION_CODE[reduction],
+        )
+    except RuntimeError:
+        _checks.ride_loss(*given)
+        raise
 
 
 def diversity_loss(

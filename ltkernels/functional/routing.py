@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _backend, _checks, _ops, reference
 from .._checks import Experts, Reduction
 from ._constants import constant
+from ._experts import use_fused
 from ._gradient import once_differentiable, scaled
 
 
@@ -162,8 +163,7 @@ class _RoutingLoss(torch.autograd.Function):
 
 def routing_target(expert_logits: Experts, target: Tensor) -> Tensor:
     experts = _checks.routing_target(expert_logits, target)
-    few = len(experts) <= _ops.MOST_EXPERTS
-    if not (few and _backend.use_fused("routing_target", experts[0])):
+    if not use_fused("routing_target", experts):
         return reference.routing_target(expert_logits, target)
     needs_help = _ops.routing_target([x.detach() for x in experts], target.contiguous())
     assert isinstance(needs_help, Tensor)
@@ -184,8 +184,7 @@ def route_experts(
     threshold: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     experts, gates = _checks.route_experts(expert_logits, features, w1, b1, w2, b2, z, threshold)
-    few = len(experts) <= _ops.MOST_EXPERTS
-    if not (few and _backend.use_fused("route_experts", experts[0])):
+    if not use_fused("route_experts", experts):
         return reference.route_experts(expert_logits, features, w1, b1, w2, b2, z, threshold)
     dtype = _checks.compute_dtype(*experts, *gates)
 

@@ -127,6 +127,7 @@ Outputs experts(std::vector<Tensor> logits, const Optional& target, const Option
     }
 #endif
     check_indices(p.target, n, c, "target");
+    check_non_negative(p.class_weight, c, "class_weight");
     experts_cpu(p, dtype);
     return {loss, grad, grad_scale};
   });
