@@ -174,12 +174,22 @@ T* thread_scratch(int64_t count) {
   return buffer.get();
 }
 
-// Row losses are added in their order, whatever thread computed them.
+// Halves are added up each for itself: the rounding errors grow with log n instead of n.
 template <class Acc>
-Acc ordered_sum(const Acc* x, int64_t n) {
+double pairwise_sum(const Acc* x, int64_t n) {
+  if (n > 128) {
+    const int64_t half = n / 2;
+    return pairwise_sum(x, half) + pairwise_sum(x + half, n - half);
+  }
   double sum = 0;
   for (int64_t i = 0; i < n; i++) sum += static_cast<double>(x[i]);
-  return static_cast<Acc>(sum);
+  return sum;
+}
+
+// Row losses are added in the same order, whatever thread computed them.
+template <class Acc>
+Acc ordered_sum(const Acc* x, int64_t n) {
+  return static_cast<Acc>(pairwise_sum(x, n));
 }
 
 }  // namespace ltk
