@@ -27,6 +27,12 @@ struct AccumulateOf<double> {
 template <class Storage>
 using Accumulate = typename AccumulateOf<Storage>::type;
 
+// float16 gradients would underflow: they are stored with a power-of-two scale a row.
+template <class Storage>
+constexpr bool kNarrowRange = false;
+template <>
+inline constexpr bool kNarrowRange<Half> = true;
+
 enum class Reduction : int { None = 0, Mean = 1, Sum = 2 };
 
 }  // namespace ltk

@@ -312,6 +312,15 @@ void compare(Problem<Storage>& problem) {
     total += want.loss;
     total_tolerance += loss_tolerance;
     if (!p.grad) continue;
+    if (p.grad_scale && p.cross_entropy == Ce::None && !p.second_gradient) {
+      // Of gradients that may be far below their bounds, the scale follows the largest.
+      double most = 0;
+      for (const Vector& row : want.grad) {
+        for (double g : row) most = std::fmax(most, std::fabs(g));
+      }
+      check::that(!(most > 1e-25) || double(p.grad_scale[n]) < most / 4096,
+                  "the scale is far too large" + where);
+    }
     for (int64_t k = 0; k < p.experts; ++k) {
       const double scale = p.grad_scale ? double(p.grad_scale[k * p.rows + n]) : 1;
       for (int64_t c = 0; c < p.columns; ++c) {

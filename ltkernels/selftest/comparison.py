@@ -26,6 +26,9 @@ ULPS = 8
 # An exponential below the smallest normal number may be taken as 0 or as that number, and is then
 # multiplied by slopes as steep as (6e4 / 0.05)^2, about 2^40.
 UNDERFLOW = 2.0**46
+# Gradients in float16 are stored with one power of two a row: of a row whose largest overflow, the
+# smallest lose digits.
+SHARED_SCALE = 2.0**-38
 SAMPLES = (0, 2, 4, 8, 16, 32)  # more while an element seems wrong
 
 Results = dict[str, Tensor]
@@ -177,11 +180,16 @@ def _allowed(
     if size.dim() > 1 and size.numel() > 0:
         size = size.amax(dim=-1, keepdim=True)
     plain_error = (plain.double() - exact).abs().nan_to_num(0.0, 0.0)
+    shared = torch.zeros(())
+    if ours.dtype == torch.float16 and exact.dim() > 1 and exact.numel() > 0:
+        largest = exact.abs().nan_to_num(0.0, 0.0).amax(dim=-1, keepdim=True)
+        shared = SHARED_SCALE * largest
     units = ULPS * eps + (storage.eps if storage.bits < 64 else 0.0)
     return (
         2 * plain_error
         + SPREADS * spread
         + (units * exact.abs()).nan_to_num(0.0, 0.0)
+        + shared
         + UNDERFLOW * torch.finfo(arithmetic).smallest_normal * (1 + size)
         + 2 * storage.smallest_normal * storage.eps
     )

@@ -296,6 +296,14 @@ def test_float16_gradients_keep_their_digits() -> None:
     for kind in ("collaborative", "collaborative detached", "ride pairwise"):
         close(kind, experts)
         close(kind, experts, reduction="mean", temperature=0.05)
+    # Bounds of 2e5, and an expert whose largest gradient is 8 and whose smallest 5e-6.
+    rows = [
+        [-1.6025, -0.6689, -0.8350, -0.4978, -0.6953],
+        [279.0, 2035.0, -3662.0, -12784.0, -8344.0],
+        [0.1876, -1.2051, -2.2383, 0.9082, 1.8105],
+    ]
+    apart = [torch.tensor([row], dtype=F64) for row in rows]
+    close("diversity pairwise", apart, temperature=0.0637, t2=False)
     x = draw(3, 4096, 10, dtype=torch.float16).requires_grad_()
     y = torch.arange(4096) % 10
     for scale in (1.0, 65536.0):

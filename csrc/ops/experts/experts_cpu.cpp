@@ -699,8 +699,8 @@ struct Row {
     return g;
   }
 
-  template <Form F, Power P, bool ByColumn, bool OfMean>
-  void gradient_chunk(Storage* out, int64_t count, const Factors& given, const Inputs& in,
+  template <Form F, Power P, bool ByColumn, bool OfMean, class Out>
+  void gradient_chunk(Out* out, int64_t count, const Factors& given, const Inputs& in,
                       const Factors& of_divergence, int64_t y, Acc y_share) const {
     const Factors f = given;
     const int64_t whole = count - count % L;
@@ -718,8 +718,8 @@ struct Row {
     from_float(lanes[y % L] + y_share, out + y);
   }
 
-  template <Form F>
-  void gradient_form(Power how, Storage* out, int64_t count, const Factors& f, const Inputs& in,
+  template <Form F, class Out>
+  void gradient_form(Power how, Out* out, int64_t count, const Factors& f, const Inputs& in,
                      const Factors& of_divergence, int64_t y, Acc y_share) const {
     auto call = [&](auto of, auto column, auto mean_too) {
       gradient_chunk<F, of.value, column.value, mean_too.value>(out, count, f, in, of_divergence, y,
@@ -777,65 +777,48 @@ struct Row {
     return sum;
   }
 
-  // sum_j |v_j| KL(p || p^j) is at most this, whatever p. Rare: the row is staged once more.
-  Acc largest_divergence() {
-    Acc lowest[kMostExperts] = {};
-    for (int64_t at = 0; at < p.columns; at += kChunk) {
-      const int64_t count = p.columns - at < kChunk ? p.columns - at : kChunk;
-      for (int k = 0; k < experts; k++) {
-        Stream<Acc>& s = scratch.streams[k];
-        stage_raw(k, at, count);
-        if (by_column) stage_tempered(s, at, count);
-        for (int64_t i = 0; i < count; i++) {
-          const Acc a = s.x[i] - s.max.max;
-          lowest[k] = a < lowest[k] && a > -kInf<Acc> ? a : lowest[k];
-        }
-      }
-    }
-    Acc d = 0;
-    for (int k = 0; k < experts; k++)
-      d += std::abs(v[k]) * (scratch.streams[k].log_sum - inverse * lowest[k]);
-    return d;
-  }
-
-  // At most as large as float16 gradients of an expert get.
-  Acc magnitude(int k, Acc ce_unit, Acc kl_unit, bool first) {
+  // The gradient of an expert is at most this large, but for what goes through the first
+  // distributions.
+  Acc magnitude(int k, Acc ce_unit, Acc kl_unit) const {
     const Acc steepest = by_column ? tables.largest_inverse_temperature : inverse;
     Acc of_divergence = to_mean ? Acc(1) : Acc(0);  // |p - q|
-    if (pairwise) {
-      Acc sum_u = 0, sum_v = 0;
-      bool negative = false;
-      for (int j = 0; j < experts; j++) {
-        sum_u += std::abs(u[j]);
-        sum_v += std::abs(v[j]);
-        negative |= v[j] < 0;
-      }
-      if (p.second_gradient) of_divergence += std::abs(v[k]) * sum_u;
-      if (first && u[k] != 0) {
-        // |p (h - sum p h)| <= D + V for weights v >= 0. half_scale's margin takes 8 of it.
-        const Acc d = negative ? largest_divergence() : divergence_from_others(scratch.streams[k]);
-        const Acc bound = (d + sum_v) / 8;
-        of_divergence += std::abs(u[k]) * (bound > sum_v ? bound : sum_v);
-      }
+    if (pairwise && p.second_gradient) {
+      Acc sum_u = 0;
+      for (int j = 0; j < experts; j++) sum_u += std::abs(u[j]);
+      of_divergence += std::abs(v[k]) * sum_u;
     }
     return std::abs(ce_unit) + std::abs(kl_unit) * steepest * of_divergence;
   }
 
   void gradient(Acc ce_unit, Acc kl_unit) {
-    Stream<Acc>* const s = scratch.streams;
-    const Acc kl = kl_unit * inverse;
     const bool first = pairwise && p.first_gradient && !is_infinite();
-    const bool second = pairwise && p.second_gradient;
-    Acc unit[kMostExperts], origins[kMostExperts];
-    for (int k = 0; k < experts; k++) {
-      unit[k] = 1;
-      origins[k] = s[k].max.origin();
-      if (p.grad_scale != nullptr && !bad_[k]) {
-        const Acc scale = half_scale(float(magnitude(k, ce_unit, kl_unit, first)));
+    Acc unit[kMostExperts], largest[kMostExperts] = {};
+    for (int k = 0; k < experts; k++) unit[k] = 1;
+    if constexpr (kNarrowRange<Storage>) {
+      // What goes through the first distributions, p (h - sum p h), is measured: its bounds are
+      // far above it where an expert is almost certain.
+      if (first && p.grad_scale != nullptr)
+        visit_gradient<true>(ce_unit, kl_unit, first, unit, largest);
+      for (int k = 0; k < experts; k++) {
+        if (bad_[k] || p.grad_scale == nullptr) continue;
+        // half_scale's margin takes 8 of it, which the other terms' digits need.
+        const Acc bound = magnitude(k, ce_unit, kl_unit), measured = largest[k] / 8;
+        const Acc scale = half_scale(float(measured > bound ? measured : bound));
         p.grad_scale[k * p.rows + n] = scale;
         unit[k] = 1 / scale;
       }
     }
+    visit_gradient<false>(ce_unit, kl_unit, first, unit, nullptr);
+  }
+
+  // Writes the gradients times `unit`, or finds the `largest` of each expert.
+  template <bool Measure>
+  void visit_gradient(Acc ce_unit, Acc kl_unit, bool first, const Acc* unit, Acc* largest) {
+    Stream<Acc>* const s = scratch.streams;
+    const Acc kl = kl_unit * inverse;
+    const bool second = pairwise && p.second_gradient;
+    Acc origins[kMostExperts];
+    for (int k = 0; k < experts; k++) origins[k] = s[k].max.origin();
     const int64_t target = p.target != nullptr ? p.target[n] : -1;
     for (int64_t chunk = 0, at = 0; at < p.columns; chunk++, at += kChunk) {
       const int64_t count = p.columns - at < kChunk ? p.columns - at : kChunk;
@@ -894,9 +877,20 @@ struct Row {
         }
         const bool constant = here && to_float(logits[k][target]) == -kInf<Acc>;
         const Acc y_share = constant ? Acc(0) : -unit[k] * ce_share * z.target_miss;
+        auto write_to = [&](auto form, auto* out) {
+          gradient_form<form.value>(how, out, count, f, in, of_divergence, here ? target - at : -1,
+                                    here ? y_share : Acc(0));
+        };
         auto write = [&](auto form) {
-          gradient_form<form.value>(how, grad_of(k) + at, count, f, in, of_divergence,
-                                    here ? target - at : -1, here ? y_share : Acc(0));
+          if constexpr (Measure) {
+            write_to(form, scratch.out);
+            for (int64_t i = 0; i < count; i++) {
+              const Acc size = std::abs(scratch.out[i]);
+              if (size > largest[k]) largest[k] = size;
+            }
+          } else {
+            write_to(form, grad_of(k) + at);
+          }
         };
         if (holed)
           write(Constant<Form::Holed>{});

@@ -49,7 +49,6 @@ struct ExpertSums {
   Acc top[kSize], plain_top[kSize];
   Acc exp[kSize], plain[kSize], cross[kSize];
   Acc residual = 0;  // sum_c 2^b_c (sum_k x^k_c - K x^m_c), b: exponents of the mean
-  Acc largest = 0;   // at least every |u_k 2^a^k_c (V a^k_c - sum_j v_j a^j_c)|
   Acc steepest = 0;  // the largest log2(e) / T
   bool gap = false;  // whether some class is -inf for one expert and not for another
 
@@ -251,7 +250,6 @@ struct ExpertRows {
       if (pairwise()) {
         const Acc gap = drift - sum_v * up[d];
         sums.cross[d] = scaled(sums.cross[d] + sums.exp[d] * gap, -up[d]);
-        if (p.grad_scale && d < experts()) sums.largest += std::fabs(u(d) * gap);
       }
       sums.exp[d] = scaled(sums.exp[d], -up[d]);
       const Acc plain_to = own ? finite_or_zero(sums.plain_top[d]) * kLog2E<Acc>
@@ -275,12 +273,7 @@ struct ExpertRows {
   __device__ __forceinline__ void share_sums(Group& group, Sums& sums) const {
     all_reduce_each(group, sums.exp, Sum());
     if (has_ce()) all_reduce_each(group, sums.plain, Sum());
-    if (pairwise()) {
-      all_reduce_each(group, sums.cross, Sum());
-      if (p.grad_scale && p.first_gradient) {
-        sums.largest = group.all_reduce(sums.largest, Max());
-      }
-    }
+    if (pairwise()) all_reduce_each(group, sums.cross, Sum());
     if (to_mean()) sums.residual = group.all_reduce(sums.residual, Sum());
   }
 
@@ -318,16 +311,8 @@ struct ExpertRows {
     }
 
     Acc kl = p.kl_reduction * k * kLn2<Acc>;  // times log2(e) / T
-    Acc ce = ce_factor * w;
+    const Acc ce = ce_factor * w;
     first_gradient = pairwise() && p.first_gradient && !gaps.infinite;
-    if (p.grad_scale) {
-      const Acc steepest = by_column() ? sums.steepest : scale;
-      const Acc half =
-          half_scale((has_ce() ? std::fabs(ce) : Acc(0)) + std::fabs(kl) * steepest * bound(sums));
-      if (writer) for_experts([&](int i) { p.grad_scale[i * p.rows + row] = half; });
-      kl /= half;
-      ce /= half;
-    }
     LTK_UNROLL_BY(kUnroll)
     for (int d = 0; d < kSize; ++d) {
       of_plain[d] = ce / sums.plain[d];
@@ -345,6 +330,42 @@ struct ExpertRows {
       });
       of_kl = kl;
     }
+    if (p.grad_scale && !measures()) {
+      const Acc steepest = by_column() ? sums.steepest : scale;
+      store_scaled((has_ce() ? std::fabs(ce) : Acc(0)) + std::fabs(kl) * steepest * bound(),
+                   writer);
+    }
+  }
+
+  // ---- float16: how large the gradients are ----
+
+  // Whether the gradients' size is measured, in a visit of its own: what goes through the first
+  // distributions has no bound that is near it where an expert is almost certain. The same for all
+  // rows, which share a warp.
+  __device__ __forceinline__ bool measures() const {
+    return kForm != Form::ToMean && kNarrowRange<Storage> && p.grad_scale && pairwise() &&
+           p.first_gradient;
+  }
+  __device__ __forceinline__ void measure(int offset, const Pieces& kept, Acc& largest) const {
+    LTK_UNROLL
+    for (int i = 0; i < kPieces; ++i) {
+      gradient(offset + i * kWidth, kept[i], [&](int, const Acc(&g)[kWidth]) {
+        LTK_UNROLL
+        for (int j = 0; j < kWidth; ++j) largest = std::fmax(largest, std::fabs(g[j]));
+      });
+    }
+  }
+  // From here on gradients are divided by a power of two that suits the largest of them.
+  __device__ __forceinline__ void store_scaled(Acc largest, bool writer) {
+    const Acc half = half_scale(largest), inverse = 1 / half;
+    if (writer) for_experts([&](int i) { p.grad_scale[i * p.rows + row] = half; });
+    LTK_UNROLL_BY(kUnroll)
+    for (int d = 0; d < kSize; ++d) {
+      of_plain[d] *= inverse;
+      if (to_mean()) of_exp[d] *= inverse;
+    }
+    of_target *= inverse;
+    of_kl *= inverse;
   }
 
   // ---- Third visit: gradients ----
@@ -624,7 +645,6 @@ struct ExpertRows {
         const Acc a = std::fma(z[k][j], s[j], -shift[k]);
         const Acc term = fast_exp2(a) * (sum_v * finite_or_zero(a) - crowd);
         sums.cross[k] += term;
-        if (p.grad_scale) sums.largest = std::fmax(sums.largest, std::fabs(u(k) * term));
       });
       if (lowest == -kInfinity<Acc> && highest > lowest) sums.gap = true;
     }
@@ -639,17 +659,16 @@ struct ExpertRows {
     return kl;
   }
 
-  // What |kl| / T is multiplied by at most in the gradient of an expert.
-  __device__ __forceinline__ Acc bound(const Sums& sums) const {
+  // What |kl| / T is multiplied by at most in a gradient that is not measured.
+  __device__ __forceinline__ Acc bound() const {
     if (!pairwise()) return to_mean() ? 1 : 0;
-    Acc sum = 0, most = 0, gap = 0;
+    if (!p.second_gradient) return 0;
+    Acc sum = 0, most = 0;
     for_experts([&](int k) {
       sum += std::fabs(u(k));
       most = std::fmax(most, std::fabs(v(k)));
-      gap = std::fmax(gap, std::fabs(u(k) * sums.cross[k] / sums.exp[k]));
     });
-    return (p.second_gradient ? most * sum : Acc(0)) +
-           (first_gradient ? kLn2<Acc> * (sums.largest + gap) : Acc(0));
+    return most * sum;
   }
 
   // Classes that one expert has and another has not. Rows with a -inf are rare: they are read
@@ -749,7 +768,14 @@ __global__ void __launch_bounds__(resident_block(kRowThreads), 2)
     math.set_shifts(sums);
     LTK_UNROLL
     for (int i = 0; i < kHeld; ++i) math.add(i * kStep, z[i], sums);
-    math.finish(group, sums, real && group.rank() == 0);
+    const bool writer = real && group.rank() == 0;
+    math.finish(group, sums, writer);
+    if (math.measures()) {
+      float largest = 0;
+      LTK_UNROLL
+      for (int i = 0; i < kHeld; ++i) math.measure(i * kStep, z[i], largest);
+      math.store_scaled(group.all_reduce(largest, Max()), writer);
+    }
 
     if (real && p.grad) {
       LTK_UNROLL
@@ -813,6 +839,14 @@ __global__ void __launch_bounds__((kSharedThreads<kExperts, kForm>), 1)
       math.add(offset, z, sums);
     }
     math.finish(group, sums, group.rank() == 0);
+    if (math.measures()) {
+      float largest = 0;
+      for (int offset = 0; math.first + offset < math.columns; offset += step) {
+        fetch(offset);
+        math.measure(offset, z, largest);
+      }
+      math.store_scaled(group.all_reduce(largest, Max()), group.rank() == 0);
+    }
 
     if (p.grad) {
       for (int offset = 0; math.first + offset < math.columns; offset += step) {
@@ -855,6 +889,14 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
     math.rebase(sums);
     math.set_shifts(sums);
     math.finish(group, sums, group.rank() == 0);
+    if (math.measures()) {
+      Acc largest = 0;
+      for (int at = 0; math.first + at < math.columns; at += kStep) {
+        math.fetch(at, z);
+        math.measure(at, z, largest);
+      }
+      math.store_scaled(group.all_reduce(largest, Max()), group.rank() == 0);
+    }
 
     if (p.grad) {  // backwards: the end of the rows was read last and may still be in L2
       for (offset -= kStep; offset >= 0; offset -= kStep) {
