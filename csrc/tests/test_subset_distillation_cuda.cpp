@@ -388,6 +388,49 @@ void special_values() {
   }
 }
 
+// q is 1e-10 where it is not 1: d teacher is as much smaller than the divergence, which must not
+// decide what float16 can hold.
+void almost_certain() {
+  for (bool column_temperature : {false, true}) {
+    check::context = "a teacher almost certain";
+    Features features{"", 0.05, false, column_temperature};
+    features.teacher_grad = true;
+    Problem<Half> problem(features, Subsets::All, 2, 300, 0, 0, Logits::Normal);
+    std::fill(problem.column_temperature.begin(), problem.column_temperature.end(), 0.05f);
+    const int64_t size = problem.columns;
+    for (int64_t n = 0; n < problem.rows; ++n) {
+      for (int64_t j = 0; j < size; ++j) {
+        const bool certain = j == 7 + n;
+        problem.teachers[0].set(n, j, certain ? 0 : -1.2 - 0.1 * double(j % 4));
+        problem.student.set(n, problem.classes[0][size_t(j)], certain ? -2e4 : double(j % 3) * 1e4);
+      }
+    }
+    check::that(!problem.run(), "an error");
+    const SubsetDistillationParams<float> p = problem.params();
+    for (int64_t n = 0; n < problem.rows; ++n) {
+      std::vector<double> a, b;
+      for (int64_t j = 0; j < size; ++j) {
+        a.push_back(problem.student(n, problem.classes[0][size_t(j)]) / 0.05);
+        b.push_back(problem.teachers[0](n, j) / 0.05);
+      }
+      const Softmax student(a), teacher(b);
+      double kl = 0;
+      for (size_t j = 0; j < a.size(); ++j)
+        kl += teacher.value[j] * (teacher.log[j] - student.log[j]);
+      for (int64_t j = 0; j < size; ++j) {
+        if (j == 7 + n) continue;  // a difference of large numbers
+        const size_t i = size_t(j);
+        const double slope = double(p.reduction_factor) * double(p.kl_factor[0]) / 0.05;
+        const double want = slope * teacher.value[i] * (teacher.log[i] - student.log[i] - kl);
+        const double got = cuda::widen(problem.teacher_grad.data()[n * size + j]) *
+                           double(p.grad_scale[p.rows + n]);
+        check::close(got, want, 2 * check::kRounding<Half> * std::fabs(want),
+                     "the teacher's gradient");
+      }
+    }
+  }
+}
+
 void no_rows() {
   Problem<float> problem({"no rows"}, Subsets::Sorted, 0, 10, 0, 0, Logits::Normal);
   check::that(!problem.run(), "an error");
@@ -496,6 +539,7 @@ int main() {
     if (!check::kReduced) small_device<double>();
   });
   check::test("many rows", many_rows);
+  check::test("float16: a teacher almost certain", almost_certain);
   check::test("no rows", no_rows);
   check::test("classes out of range", bad_classes);
   check::test("calls that are refused", refusals);

@@ -581,6 +581,56 @@ def test_float16_teacher_gradient_of_distant_logits() -> None:
     case("kd_teacher", student, torch.zeros(2, 2, dtype=torch.float64), t2=False)
 
 
+@pytest.mark.parametrize("scale", ["number", "sample", "class"])
+@pytest.mark.parametrize("wrt", [LOGITS, LOGITS[1:]], ids="+".join)
+@pytest.mark.parametrize("subsets", [False, True])
+def test_float16_teacher_gradient_of_a_teacher_almost_certain(
+    subsets: bool, wrt: tuple[str, ...], scale: str
+) -> None:
+    """|d teacher| is far below the divergence, which must not decide what float16 can hold."""
+    near = torch.tensor([0.0, -1.2, -1.4, -1.6]).half()
+    teacher = torch.stack([near, near.roll(2)])
+    student = torch.tensor([[-2e4, 2e4, 0, 1e4], [0, 1e4, -2e4, 2e4]]).half()
+    temperature = {
+        "number": 0.05,
+        "sample": torch.full((2, 1), 0.05),
+        "class": torch.full((4,), 0.05),
+    }[scale]
+
+    def gradients(op: Callable[..., Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        logits = {"student": student.to(dtype), "teacher": teacher.to(dtype)}
+        leaves = [logits[name].requires_grad_() for name in wrt]
+        classes = torch.arange(4) if subsets else None
+        loss = op(**logits, temperature=temperature, classes=classes, t2=3, detach_teacher=False)
+        return dict(zip(wrt, torch.autograd.grad(loss, leaves), strict=True))
+
+    ours, exact = (
+        gradients(functional.kd_loss, torch.float16),
+        gradients(reference.kd_loss, torch.float64),
+    )
+    unlikely = teacher != 0  # at the others the gradient is a difference of large numbers
+    got, want = ours["teacher"][unlikely].double(), exact["teacher"][unlikely]
+    assert 1e-8 < want.abs().min() < want.abs().max() < 1e-2
+    torch.testing.assert_close(got, want, rtol=2e-3, atol=2.0**-24)
+
+
+@pytest.mark.parametrize("subsets", [False, True])
+def test_float16_teacher_gradient_that_vanishes_stays_finite(subsets: bool) -> None:
+    student = torch.tensor([[2.0, 0.0], [0.0, 2.0]]).half()
+    teacher = torch.tensor([[4.3, 0.0], [4.3, 0.0]]).half().requires_grad_()
+    loss = functional.kd_loss(
+        student,
+        teacher,
+        0.05,
+        classes=torch.arange(2) if subsets else None,
+        sample_weight=torch.tensor([1e7, -1e7]),
+        t2=3,
+        detach_teacher=False,
+    )
+    (gradient,) = torch.autograd.grad(loss, teacher)
+    assert gradient.isfinite().all()
+
+
 # --- the comparison can fail ----------------------------------------------------------------------
 
 

@@ -226,13 +226,25 @@ struct Row {
     p.row_loss[n] = loss;
     if constexpr (Gradient) {
       Acc unit = p.reduction_factor;
+      const auto teacher_side = [&](Storage* out) {
+        return teacher_gradient(student, teacher, of_student, of_teacher, log2_scale, inverse,
+                                unit * factor, kl, max_s.max, max_t.max, sums.student, sums.teacher,
+                                out);
+      };
       if (p.grad_scale != nullptr) {
-        const Acc largest = by_column ? tables.largest_inverse_temperature : inverse;
-        // |p - q| <= 1 bounds the student's gradient, |q (log q - log p - KL)| <= KL + 1 the
-        // teacher's. half_scale's margin takes 8 of it, which the student's digits need.
-        const Acc bound =
-            p.teacher_grad != nullptr && kl > 7 && kl < kInf<Acc> ? (kl + 1) / 8 : Acc(1);
-        const Acc magnitude = unit * (std::abs(factor) * largest * bound + std::abs(mass));
+        Acc magnitude = 0;
+        if (p.student_grad != nullptr) {  // |p - q| <= 1
+          const Acc steepest = by_column ? tables.largest_inverse_temperature : inverse;
+          magnitude = unit * (std::abs(factor) * steepest + std::abs(mass));
+        }
+        if (p.teacher_grad != nullptr) {
+          // Measured: it is at most KL + 1, but of a teacher that is almost certain far below.
+          // half_scale's margin takes 8 of it, which the student's digits need. Not so small that
+          // a factor divided by the scale overflows.
+          const Acc largest = teacher_side(nullptr) / 8, least = Acc(0x1p-80);
+          if (largest > magnitude) magnitude = largest;
+          if (least > magnitude) magnitude = least;
+        }
         p.grad_scale[n] = half_scale(float(magnitude));
         unit /= p.grad_scale[n];
       }
@@ -241,8 +253,7 @@ struct Row {
                          unit * factor * inverse / sums.teacher, unit * mass / sums.logits, unit,
                          lam, max_s.max, max_t.max, max_l.max);
       if (p.teacher_grad != nullptr)
-        teacher_gradient(n, student, teacher, of_student, of_teacher, log2_scale, inverse,
-                         unit * factor, kl, max_s.max, max_t.max, sums.student, sums.teacher);
+        teacher_side(static_cast<Storage*>(p.teacher_grad) + n * p.columns);
     }
   }
 
@@ -303,12 +314,13 @@ struct Row {
     from_float(gradient_at(y, u, v, w) - share - second_share, out + y);
   }
 
-  // d teacher = f k / T q (log q - log p - KL). Rare: the chunks are staged a second time.
-  void teacher_gradient(int64_t n, const Storage* student, const Storage* teacher,
-                        const Transform<Acc>& of_student, const Transform<Acc>& of_teacher,
-                        Acc log2_scale, Acc inverse, Acc factor, Acc kl, Acc max_s, Acc max_t,
-                        Acc zs, Acc zt) const {
-    Storage* out = static_cast<Storage*>(p.teacher_grad) + n * p.columns;
+  // d teacher = f k / T q (log q - log p - KL), or without `out` the largest of them. Rare: the
+  // chunks are staged a second time.
+  Acc teacher_gradient(const Storage* student, const Storage* teacher,
+                       const Transform<Acc>& of_student, const Transform<Acc>& of_teacher,
+                       Acc log2_scale, Acc inverse, Acc factor, Acc kl, Acc max_s, Acc max_t,
+                       Acc zs, Acc zt, Storage* out) const {
+    Acc largest = 0;
     const bool infinite = kl == kInf<Acc>;
     const Acc log_ratio = std::log(zs) - std::log(zt) - kl;
     for (int64_t at = 0; at < p.columns; at += kChunk) {
@@ -325,11 +337,20 @@ struct Row {
         store(scratch.out + i, e == V{} ? nothing : outer * e * log_odds);
       }
       const Acc* column_scale = tables.inverse_temperature;
-      for (int64_t i = 0; i < count; i++) {
+      const auto gradient = [&](int64_t i) {
         const Acc g = scratch.out[i] * (column_scale ? column_scale[at + i] : Acc(1));
-        from_float(infinite ? Acc(0) : g, out + at + i);
+        return infinite ? Acc(0) : g;
+      };
+      if (out != nullptr) {
+        for (int64_t i = 0; i < count; i++) from_float(gradient(i), out + at + i);
+      } else {
+        for (int64_t i = 0; i < count; i++) {
+          const Acc size = std::abs(gradient(i));
+          if (size > largest) largest = size;
+        }
       }
     }
+    return largest;
   }
 };
 

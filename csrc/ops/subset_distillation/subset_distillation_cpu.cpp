@@ -188,16 +188,22 @@ struct Row {
                            max_s.max, max_t.max);
         }
         if (p.teacher_grad != nullptr) {
-          Acc of_teacher = p.reduction_factor;
+          const auto teacher_side = [&](Storage* out) {
+            return teacher_gradient(n, l, by, kl, max_s.max, max_t.max, sums.student, sums.teacher,
+                                    out);
+          };
+          by.unit = p.reduction_factor * factor;
           if (p.grad_scale != nullptr) {
-            // |q (log q - log p - KL)| <= KL + 1; half_scale's margin takes 8 of it.
-            const Acc bound = kl > 7 && kl < kInf<Acc> ? (kl + 1) / 8 : Acc(1);
+            // Measured: it is at most KL + 1, but of a teacher that is almost certain far below.
+            // half_scale's margin takes 8 of it. Not so small that a factor divided by the scale
+            // overflows.
+            const Acc largest = teacher_side(nullptr) / 8, least = Acc(0x1p-80);
             Acc* scale = p.grad_scale + (1 + l) * p.rows + n;
-            *scale = half_scale(float(of_teacher * std::abs(factor) * largest_inverse * bound));
-            of_teacher /= *scale;
+            *scale = half_scale(float(largest > least ? largest : least));
+            by.unit /= *scale;
           }
-          by.unit = of_teacher * factor;
-          teacher_gradient(n, l, by, kl, max_s.max, max_t.max, sums.student, sums.teacher);
+          const int64_t size = p.offset[l + 1] - p.offset[l];
+          teacher_side(static_cast<Storage*>(p.teacher_grad) + p.rows * p.offset[l] + n * size);
         }
       }
     }
@@ -310,11 +316,11 @@ struct Row {
     }
   }
 
-  // d teacher = f k / T q (log q - log p - KL). Rare: the pieces are staged a second time.
-  void teacher_gradient(int64_t n, int l, const Coefficients& by, Acc kl, Acc max_s, Acc max_t,
-                        Acc zs, Acc zt) const {
-    const int64_t size = p.offset[l + 1] - p.offset[l];
-    Storage* out = static_cast<Storage*>(p.teacher_grad) + p.rows * p.offset[l] + n * size;
+  // d teacher = f k / T q (log q - log p - KL), or without `out` the largest of them. Rare: the
+  // pieces are staged a second time.
+  Acc teacher_gradient(int64_t n, int l, const Coefficients& by, Acc kl, Acc max_s, Acc max_t,
+                       Acc zs, Acc zt, Storage* out) const {
+    Acc largest = 0;
     const bool infinite = kl == kInf<Acc>;
     const V scale = broadcast(by.log2_scale), inverse = broadcast(by.inverse);
     const V ms = broadcast(max_s), mt = broadcast(max_t);
@@ -327,19 +333,28 @@ struct Row {
       const Acc* t =
           stage(teacher_row(n, l) + piece.at, piece.count, transform(l, piece.at), scratch.teacher)
               .x;
-      Acc* gradient = scratch.teacher;  // in the place of what it is made of
+      Acc* kept = scratch.teacher;  // in the place of what it is made of
       for (int64_t i = 0; i < piece.count; i += L) {
         const V x = load(t + i), e = exp2((x - mt) * scale);
         const V log_odds = ((x - mt) - (load(s + i) - ms)) * inverse + shift;
-        store(gradient + i, e == V{} ? nothing : outer * e * log_odds);
+        store(kept + i, e == V{} ? nothing : outer * e * log_odds);
       }
       const Acc* column_scale =
           plan.inverse_temperature ? plan.inverse_temperature + piece.before : nullptr;
-      for (int64_t i = 0; i < piece.count; i++) {
-        const Acc g = gradient[i] * (column_scale ? column_scale[i] : Acc(1));
-        from_float(infinite ? Acc(0) : g, out + piece.at + i);
+      const auto gradient = [&](int64_t i) {
+        const Acc g = kept[i] * (column_scale ? column_scale[i] : Acc(1));
+        return infinite ? Acc(0) : g;
+      };
+      if (out != nullptr) {
+        for (int64_t i = 0; i < piece.count; i++) from_float(gradient(i), out + piece.at + i);
+      } else {
+        for (int64_t i = 0; i < piece.count; i++) {
+          const Acc size = std::abs(gradient(i));
+          if (size > largest) largest = size;
+        }
       }
     }
+    return largest;
   }
 };
 
