@@ -24,7 +24,8 @@
 // a class (of any two experts, whatever the weights) there is no gradient through the first
 // distributions. A weight of 0 takes its divergence out, even an infinite one. A row in which one
 // expert, or with Mean or OfMean the mean, has no finite logit is NaN in the loss and in every
-// expert's gradient.
+// expert's gradient; with Each alone, in that expert's only. A mean over no rows, or over weights
+// that are all 0, is NaN.
 //
 // Bytes that must move, with gradient: K N C logits read once, K N C gradients written once.
 #pragma once
