@@ -13,13 +13,15 @@ from .ce import CrossEntropy
 from .focal import Focal
 from .kd import KD
 from .ldam_drw import LDAMDRW
-from .method import Batch, Context, Method, Stage
+from .method import Batch, Context, Method, Stage, TestSet
+from .ride import RIDE
 
 __all__ = [
     "BKD",
     "KD",
     "LDAMDRW",
     "METHODS",
+    "RIDE",
     "BalancedSoftmax",
     "Batch",
     "ClassBalanced",
@@ -28,10 +30,11 @@ __all__ = [
     "Focal",
     "Method",
     "Stage",
+    "TestSet",
 ]
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (CrossEntropy, Focal, ClassBalanced, LDAMDRW, BalancedSoftmax, KD, BKD)
+    for method in (CrossEntropy, Focal, ClassBalanced, LDAMDRW, BalancedSoftmax, KD, BKD, RIDE)
 }
 """Methods by the name the command line takes."""

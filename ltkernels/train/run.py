@@ -13,7 +13,7 @@ import torch
 
 import ltkernels
 from ltkernels.data import load
-from ltkernels.methods import METHODS, Context
+from ltkernels.methods import METHODS, Context, TestSet
 from ltkernels.nn import build_model, count_macs, count_parameters
 from ltkernels.train.checkpoint import write_atomic
 from ltkernels.train.config import (
@@ -178,6 +178,7 @@ def _context(
         scale=model.scale,
         width=model.width,
         stem_stride=model.stem_stride,
+        expert_width=model.expert_width,
     )
     return Context(config, dataset, dataset.class_counts, device, build, teachers)
 
@@ -226,6 +227,7 @@ class _Run:
             **_result(config, dataset, trainer, logits),
             "teacher": None,
             **teacher_records,
+            **method.report(self._test_set(trainer)),
             "device": _device_name(device),
             "threads": threads,
             "processes": world.size,
@@ -240,8 +242,9 @@ class _Run:
 
     def _prerequisite(self, name: str, needed: Config) -> Path:
         """Folder of a run this one needs: the given one, or one trained now."""
-        if name == "teacher" and self.config.teacher:
-            return Path(self.config.teacher)
+        given = {"teacher": self.config.teacher, "start": self.config.start}.get(name)
+        if given:
+            return Path(given)
         folder = self.out / name
         train(
             needed,
@@ -251,6 +254,17 @@ class _Run:
             progress=self.progress,
         )
         return folder
+
+    def _test_set(self, trainer: Trainer) -> TestSet:
+        dataset = trainer.dataset
+        _, channels, height, width = dataset.train_images.shape
+        return TestSet(
+            dataset.test_labels,
+            dataset.class_counts,
+            self.config.shot_rule,
+            (channels, height, width),
+            lambda function: trainer.logits(dataset.test_images, function),
+        )
 
     def _write(self, document: str, trainer: Trainer, logits: Tensor) -> None:
         dataset = trainer.dataset
