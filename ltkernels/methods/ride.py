@@ -84,22 +84,25 @@ class RIDE(Method):
     def build_criterion(self, context: Context) -> nn.Module:
         """Eqs. 2-4, with the teacher's term where there is one."""
         config, ride = context.config, context.config.ride
-        loss = partial(
-            RIDELoss if ride.individual == "ldam" else _IndividualRIDELoss,
-            context.class_counts,
-            base_diversity_temperature=ride.temperature,
-            max_m=config.loss.max_margin,
-            s=config.model.scale if config.model.head == "cosine" else 1.0,
-            reweight_epoch=config.deferred_epoch,
-            additional_diversity_factor=ride.diversity,
-            reweight_factor=ride.gamma,
-            beta=config.loss.beta,
-            collaborative=ride.collaborative,
-            pairwise=ride.pairwise or None,
-            preset=ride.preset,
-        )()
-        if isinstance(loss, _IndividualRIDELoss) and ride.individual == "balanced_softmax":
-            loss.individual = BalancedSoftmaxLoss(context.class_counts)
+        options: dict[str, Any] = {
+            "base_diversity_temperature": ride.temperature,
+            "max_m": config.loss.max_margin,
+            "s": config.model.scale if config.model.head == "cosine" else 1.0,
+            "reweight_epoch": config.deferred_epoch,
+            "additional_diversity_factor": ride.diversity,
+            "reweight_factor": ride.gamma,
+            "beta": config.loss.beta,
+            "collaborative": ride.collaborative,
+            "pairwise": ride.pairwise or None,
+            "preset": ride.preset,
+        }
+        counts = context.class_counts
+        if ride.individual == "ldam":
+            loss = RIDELoss(counts, **options)
+        else:
+            balanced = ride.individual == "balanced_softmax"
+            individual = BalancedSoftmaxLoss(counts) if balanced else None
+            loss = _IndividualRIDELoss(counts, individual=individual, **options)
         if not ride.distill:
             return loss
         distill = RIDEDistillLoss(
@@ -229,8 +232,9 @@ def _experts_of(method: Method) -> MultiExpert:
 class _IndividualRIDELoss(RIDELoss):
     """RIDE's loss with another loss of each expert (or of their mean) in the place of LDAM."""
 
-    individual: nn.Module | None = None
-    """``(logits, target) -> loss``; None is plain cross-entropy."""
+    def __init__(self, *args: Any, individual: nn.Module | None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.individual = individual
 
     def _classification(
         self,

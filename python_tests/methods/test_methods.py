@@ -8,16 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ltkernels.methods import METHODS, Batch, Context
-from ltkernels.nn import build_model
-from ltkernels.schedules import effective_number_weight, ldam_margin
+from ltkernels.methods import METHODS, Batch
+from ltkernels.schedules import diversity_temperature, effective_number_weight, ldam_margin
 from ltkernels.train import resolve, train
 from ltkernels.train.config import CONFIG_KEYS, Config
 from ltkernels.train.progress import SilentProgress
-from tiny_data import TINY, tiny_dataset
-
-DATA = tiny_dataset()
-COUNTS = DATA.class_counts
+from tiny_data import TINY
+from tiny_methods import COUNTS, DATA, batch_of, build
 
 
 @pytest.fixture(scope="module")
@@ -25,29 +22,6 @@ def teacher(tmp_path_factory):
     out = tmp_path_factory.mktemp("teacher") / "ce"
     train(resolve(TINY, {"epochs": 2}), out, dataset=DATA, progress=SilentProgress())
     return str(out)
-
-
-def build(name, **keys):
-    torch.manual_seed(0)
-    config = resolve(TINY, {"method": name, **keys})
-    head = {"head": config.model.head, "scale": config.model.scale}
-
-    def network():
-        return build_model("resnet8", 6, 1, width=4, **head)
-
-    teachers = {}
-    if METHODS[name].prerequisites(config):
-        teachers["teacher"] = build("ce").eval()
-    context = Context(config, DATA, COUNTS, torch.device("cpu"), network, teachers)
-    return METHODS[name](context)
-
-
-def batch_of(method, n=48):
-    indices = torch.arange(0, 5 * n, 5)
-    generator = torch.Generator().manual_seed(0)
-    return method.prepare(
-        DATA.train_images[indices], DATA.train_labels[indices], indices, generator
-    )
 
 
 def test_table_of_methods():
@@ -95,6 +69,8 @@ def definition(name, method, outputs, batch):
         log_p = (z / temperature).log_softmax(1)
         kl = F.kl_div(log_p, q, reduction="batchmean")
         return F.cross_entropy(z, y) + temperature**2 * kl
+    if name == "ride":
+        return ride_of_the_paper(config, outputs["experts"], y, weight)
     z = outputs
     if name == "ce":
         return F.cross_entropy(z, y)
@@ -107,6 +83,19 @@ def definition(name, method, outputs, batch):
         return F.cross_entropy(z + COUNTS.float().log(), y)
     margin = config.model.scale * ldam_margin(COUNTS).float()[y]
     return F.cross_entropy(z - margin[:, None] * F.one_hot(y, 6), y, weight)
+
+
+def ride_of_the_paper(config, experts, y, weight):
+    """RIDE's released form of eqs. 2-4, after the deferred epoch."""
+    margin = config.model.scale * ldam_margin(COUNTS).float()[y]
+    temperature = diversity_temperature(COUNTS, 1.0, config.ride.gamma).float()
+    mean = (torch.stack(experts).mean(0).detach() / temperature).softmax(1)
+    total = torch.zeros(())
+    for z in experts:
+        total = total + F.cross_entropy(z - margin[:, None] * F.one_hot(y, 6), y, weight)
+        kl = F.kl_div((z / temperature).log_softmax(1), mean, reduction="batchmean")
+        total = total + config.ride.diversity * temperature.mean() ** 2 * kl
+    return total
 
 
 @pytest.mark.parametrize("name", METHODS)
