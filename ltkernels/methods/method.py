@@ -152,6 +152,11 @@ class Method(nn.Module, ABC):
         self.model = context.build_model()
 
     @classmethod
+    def complete(cls, config: Config) -> Config:
+        """The configuration with what follows from other runs; called before the run begins."""
+        return config
+
+    @classmethod
     def prerequisites(cls, config: Config) -> dict[str, Config]:
         """Runs that must exist before this one, by name: each is trained in ``OUT/<name>``.
 

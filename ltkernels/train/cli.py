@@ -78,8 +78,9 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
         if key in given and given[key] != value:
             raise ConfigError(f"`{key}` is given twice: {given[key]!r} and {value!r}")
         given[key] = value
-    if given.get("teacher"):
-        given["teacher"] = str(Path(given["teacher"]).resolve())
+    for key in ("teacher", "start"):
+        if given.get(key):
+            given[key] = str(Path(given[key]).resolve())
     return given
 
 

@@ -211,6 +211,8 @@ class Config:
     """Folder of the run that teaches; empty: trained first, in ``OUT/teacher``."""
     start: str = ""
     """Folder of the run whose network a method starts from; empty: trained first, where needed."""
+    start_experts: int = 0
+    """Experts of the network that ``start`` gives; 0: a single network. Found, not set."""
     shot_rule: Literal["kang", "liu", "sharma", "wang"] = "kang"
     """Which classes are many, medium and few."""
     selection: Literal["last", "best_val", "best_test"] = "last"

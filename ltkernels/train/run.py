@@ -131,6 +131,7 @@ def train(
     out, world = Path(out), World.from_environment()
     if progress is None or not world.is_main:
         progress = make_progress() if world.is_main else SilentProgress()
+    config = METHODS[config.method].complete(config)
     device = resolve_device(config.device, world)
     world.start(device)
     _claim(config, out, resume, world)

@@ -34,6 +34,8 @@ def test_table_of_methods():
         "kd",
         "bkd",
         "ride",
+        "ride_bkd",
+        "crt",
     ]
     assert all(METHODS[name].name == name and METHODS[name].summary for name in METHODS)
     keys = {*CONFIG_KEYS, *(key.partition(".")[0] for key in CONFIG_KEYS)}
