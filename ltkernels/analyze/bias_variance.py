@@ -29,7 +29,16 @@ from ltkernels.train.evaluation import GROUPS, predict_logits
 from ltkernels.train.loop import resolve_device
 from ltkernels.train.run import load_config, load_method, load_result
 
-__all__ = ["BiasVarianceReport", "analyze_bias_variance", "train_draws"]
+__all__ = [
+    "BiasVarianceReport",
+    "analyze_bias_variance",
+    "format_reports",
+    "plot_reports",
+    "train_draws",
+    "write_reports",
+]
+
+_SHOWN = ("overall", *GROUPS)
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def train_draws(
         if done.returncode == 130:
             raise KeyboardInterrupt
         if done.returncode != 0:
-            reason = (done.stderr.strip() or "no message").splitlines()[-1]
+            reason = (done.stderr.strip() or "no message").splitlines()[-1].removeprefix("error: ")
             raise RuntimeError(f"{method}, draw {seed}: {reason}")
         say(f"{method}, draw {seed}: done")
 
@@ -149,7 +158,7 @@ def analyze_bias_variance(runs: Sequence[Path], device: str = "auto") -> BiasVar
     found = bias_variance(predictions, dataset.test_labels)
     wrong = (predictions != dataset.test_labels).double().mean(0)
     # The groups of the profile all draws share; single draws have the same counts.
-    group = shot_groups(dataset.class_counts, config.shot_rule)[dataset.test_labels]  # type: ignore[arg-type]
+    group = shot_groups(dataset.class_counts, config.shot_rule)[dataset.test_labels]
 
     def by_group(of_image: Tensor) -> dict[str, float | None]:
         rows: dict[str, float | None] = {"overall": _class_mean(of_image, dataset.test_labels)}
@@ -192,24 +201,14 @@ def _class_mean(of_image: Tensor, labels: Tensor) -> float | None:
 
 def format_reports(reports: Sequence[BiasVarianceReport]) -> str:
     """The reports as a table."""
-    head = [
-        "method",
-        "models",
-        *(f"{q} {g}" for q in ("error", "bias", "variance") for g in _SHOWN),
-    ]
-    rows = [
-        [r.method, str(r.models)]
-        + [_number(getattr(r, q)[g]) for q in ("error", "bias", "variance") for g in _SHOWN]
-        for r in reports
-    ]
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = [
-        "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in (head, *rows)
-    ]
+    table = [["method", "models", "", *_SHOWN]]
+    for report in reports:
+        for quantity in ("error", "bias", "variance"):
+            values = [_number(getattr(report, quantity)[group]) for group in _SHOWN]
+            table.append([report.method, str(report.models), quantity, *values])
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(map(str.rjust, row, widths)) for row in table]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-_SHOWN = ("overall", *GROUPS)
 
 
 def _number(value: float | None) -> str:
@@ -221,4 +220,27 @@ def write_reports(out: Path, reports: Sequence[BiasVarianceReport]) -> Path:
     path = out / "bias_variance.json"
     rows: list[dict[str, Any]] = [asdict(report) for report in reports]
     write_atomic(path, json.dumps(rows, indent=2) + "\n")
+    return path
+
+
+def plot_reports(out: Path, reports: Sequence[BiasVarianceReport]) -> Path:
+    """Draw bias and variance by group beside each other, as in Fig. 1 (needs matplotlib)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    width = 0.8 / len(reports)
+    for axes, quantity in zip(figure.subplots(1, 2), ("bias", "variance"), strict=True):
+        for i, report in enumerate(reports):
+            values = [getattr(report, quantity)[group] for group in _SHOWN]
+            there = [k for k, value in enumerate(values) if value is not None]
+            places = [k + (i - (len(reports) - 1) / 2) * width for k in there]
+            axes.bar(places, [values[k] for k in there], width, label=report.method)
+        axes.set_xticks(range(len(_SHOWN)), _SHOWN)
+        axes.set(title=quantity, ylabel="% of test images")
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    path = out / "bias_variance.png"
+    figure.savefig(path, dpi=120)
     return path
