@@ -31,6 +31,7 @@ from ltkernels.train.loop import Trainer, resolve_device, use_threads
 from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot, plot_run
 from ltkernels.train.progress import SilentProgress, make_progress
 from ltkernels.train.randomness import seeded
+from ltkernels.train.routing_plots import plot_routing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -235,7 +236,7 @@ class _Run:
         }
         document = json.dumps(result, indent=2)
         if world.is_main:
-            self._write(document, trainer, logits)
+            self._write(document, result, trainer, logits)
         world.barrier()
         # As a later reader of the file sees it: lists, not tuples.
         written: dict[str, Any] = json.loads(document)
@@ -267,13 +268,18 @@ class _Run:
             lambda function: trainer.logits(dataset.test_images, function),
         )
 
-    def _write(self, document: str, trainer: Trainer, logits: Tensor) -> None:
+    def _write(
+        self, document: str, result: dict[str, Any], trainer: Trainer, logits: Tensor
+    ) -> None:
         dataset = trainer.dataset
         _save_network(self.out / "model.safetensors", trainer.method.model, self.config, dataset)
         if can_plot():
+            title = f"{self.config.method} on {dataset.name}, seed {self.config.seed}"
+            if "routing" in result:
+                plot_routing(self.out / "plots", title=title, routing=result["routing"])
             plot_run(
                 self.out / "plots",
-                title=f"{self.config.method} on {dataset.name}, seed {self.config.seed}",
+                title=title,
                 logits=logits,
                 labels=dataset.test_labels,
                 class_counts=dataset.class_counts,

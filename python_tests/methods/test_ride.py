@@ -146,6 +146,8 @@ def test_a_run_with_routers_reports_what_routing_saves(tmp_path):
     assert routing["curve"][0]["accuracy"] == result["experts"]["first"][-1]
     assert routing["curve"][-1]["accuracy"] == result["experts"]["first"][0]
     assert routing["seconds"] > 0
+    for name in ("experts_used", "routing_cost", "reliability"):
+        assert (tmp_path / "run" / "plots" / f"{name}.png").stat().st_size > 1000
     loaded = load_method(tmp_path / "run", DATA, torch.device("cpu"))
     images = DATA.augmentation.normalize(DATA.test_images[:20])
     again = loaded.predict(images)
