@@ -4,6 +4,9 @@ Wang et al., "Long-tailed recognition by routing diverse distribution-aware expe
 section 3.1: the early stages are shared, the later ones and the classifier are each expert's own,
 three quarters as wide as in the network they come from. The parameter names are those of the
 released code (``layer2s.0``, ``linears.0``, ...), so that its checkpoints load.
+
+Experts run one after the other: as one grouped convolution a layer they take longer on a CPU
+(``bench/grouped_experts.py``), and the later experts could not be left out for some of the images.
 """
 
 from __future__ import annotations
