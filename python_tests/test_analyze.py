@@ -1,13 +1,16 @@
-"""Bias and variance over draws: the numbers, what is resumed, what is refused."""
+"""The analyses: their numbers, what is resumed, what is refused."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+import torch
+from torch.nn.functional import normalize
 
 from ltkernels.analyze import __main__ as cli
-from ltkernels.analyze import analyze_bias_variance
+from ltkernels.analyze import analyze_bias_variance, analyze_tau_norm, tau_normalize
+from ltkernels.nn import build_model
 from ltkernels.train import ConfigError
 
 SHORT = [
@@ -78,3 +81,30 @@ def test_wrong_usage(more, named, tmp_path, capsys):
 def test_one_model_has_no_variance(report):
     with pytest.raises(ConfigError, match="at least 2 models"):
         analyze_bias_variance([report / "ce" / "draw-0"])
+
+
+def test_tau_brings_the_lengths_together():
+    model = build_model("resnet8", 7, 1, width=4, experts=2)
+    before = [head.weight.detach().clone() for head in model.classifiers()]
+    tau_normalize(model, 0.5)
+    for head, weight in zip(model.classifiers(), before, strict=True):
+        torch.testing.assert_close(head.weight.norm(dim=1), weight.norm(dim=1).sqrt())
+        torch.testing.assert_close(normalize(head.weight, dim=1), normalize(weight, dim=1))
+        assert not head.bias.any()
+    tau_normalize(model, 1.0)
+    torch.testing.assert_close(model.linears[0].weight.norm(dim=1), torch.ones(7))
+
+
+def test_tau_normalisation_of_a_run(report, capsys):
+    found = analyze_tau_norm(report / "ce" / "draw-0", taus=(0.0, 1.0))
+    again = analyze_tau_norm(report / "ce" / "draw-0", taus=(1.0,))
+    assert found.by_tau[1.0] == again.by_tau[1.0]  # each tau starts from the trained weights
+    result = json.loads((report / "ce" / "draw-0" / "result.json").read_text())
+    assert found.trained == result["accuracy"]
+    assert cli.main(["tau-norm", str(report / "ce" / "draw-0")]) == 0
+    assert "tau 0.5" in capsys.readouterr().out
+
+
+def test_cosine_heads_have_no_length():
+    with pytest.raises(ValueError, match="cosine head"):
+        tau_normalize(build_model("resnet8", 7, 1, head="cosine"), 0.5)

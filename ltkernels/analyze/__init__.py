@@ -3,5 +3,12 @@
 from __future__ import annotations
 
 from .bias_variance import BiasVarianceReport, analyze_bias_variance
+from .tau_norm import TauNorm, analyze_tau_norm, tau_normalize
 
-__all__ = ["BiasVarianceReport", "analyze_bias_variance"]
+__all__ = [
+    "BiasVarianceReport",
+    "TauNorm",
+    "analyze_bias_variance",
+    "analyze_tau_norm",
+    "tau_normalize",
+]

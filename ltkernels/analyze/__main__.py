@@ -18,6 +18,7 @@ from .bias_variance import (
     train_draws,
     write_reports,
 )
+from .tau_norm import analyze_tau_norm
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -37,7 +38,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=1, metavar="J", help="trainings at a time (default: 1)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the runs and the report")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for ltkernels.train")
+
+    add = names.add_parser(
+        "tau-norm",
+        help="accuracy after tau-normalisation of the classifier, by group and tau",
+        description="Divides the weight vector of each class by its length to the power tau, "
+        "without training, and evaluates the run for tau from 0 to 1.",
+    ).add_argument
+    add("run", type=Path, metavar="RUN", help="folder of a finished run with linear heads")
     return parser
+
+
+def _tau_norm(arguments: argparse.Namespace) -> None:
+    found = analyze_tau_norm(arguments.run)
+    groups = list(found.trained)
+    print(f"{found.method}, accuracy in percent\n")
+    rows = {"as trained": found.trained} | {f"tau {t:g}": row for t, row in found.by_tau.items()}
+    print(" " * 10 + "".join(group.rjust(9) for group in groups))
+    for name, row in rows.items():
+        values = ["-" if row[group] is None else f"{row[group]:.1f}" for group in groups]
+        print(name.ljust(10) + "".join(value.rjust(9) for value in values))
 
 
 def _bias_variance(arguments: argparse.Namespace) -> None:
@@ -66,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, as that of ``ltkernels.train``."""
     arguments = _parser().parse_args(argv)
     try:
-        {"bias-variance": _bias_variance}[arguments.analysis](arguments)
+        {"bias-variance": _bias_variance, "tau-norm": _tau_norm}[arguments.analysis](arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_USAGE

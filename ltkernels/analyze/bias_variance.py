@@ -20,14 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltkernels.data import LongTailedDataset, load
 from ltkernels.metrics import bias_variance, shot_groups
 from ltkernels.train.checkpoint import write_atomic
-from ltkernels.train.config import Config, ConfigError
+from ltkernels.train.config import ConfigError
 from ltkernels.train.distributed import World
 from ltkernels.train.evaluation import GROUPS, predict_logits
 from ltkernels.train.loop import resolve_device
-from ltkernels.train.run import load_config, load_method, load_result
+from ltkernels.train.run import load_config, load_dataset, load_method, load_result
 
 __all__ = [
     "BiasVarianceReport",
@@ -147,7 +146,7 @@ def analyze_bias_variance(runs: Sequence[Path], device: str = "auto") -> BiasVar
     where = resolve_device(device, world)
     votes = []
     for run, config in zip(runs, configs, strict=True):
-        dataset = _dataset(config)
+        dataset = load_dataset(config)
         method = load_method(run, dataset, where)
         logits = predict_logits(
             method, dataset.test_images, dataset.augmentation, world, device=where
@@ -175,18 +174,6 @@ def analyze_bias_variance(runs: Sequence[Path], device: str = "auto") -> BiasVar
         variance=by_group(found.variance),
         variance_unbiased=by_group(found.variance * (1 - found.bias)),
         variance_biased=by_group(found.variance * found.bias),
-    )
-
-
-def _dataset(config: Config) -> LongTailedDataset:
-    data = config.data
-    return load(
-        config.dataset,
-        root=data.root or None,
-        imbalance=data.imbalance,
-        kind=data.kind,
-        seed=data.seed,
-        draw=data.draw,
     )
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ltkernels.methods import Method
     from ltkernels.train.progress import Progress
 
-__all__ = ["load_config", "load_method", "load_result", "train"]
+__all__ = ["load_config", "load_dataset", "load_method", "load_result", "train"]
 
 # What a run that has trained leaves; a configuration alone is one that failed before it began.
 _RUN_FILES = ("checkpoint.pt", "metrics.jsonl", "model.safetensors", "result.json")
@@ -199,7 +199,7 @@ class _Run:
     def execute(self) -> dict[str, Any]:
         config, world, device = self.config, self.world, self.device
         threads = use_threads(config.threads, world)
-        whole = self.given_dataset or _load_dataset(config)
+        whole = self.given_dataset or load_dataset(config)
         dataset, validation = _hold_out(whole, config)
         teachers: dict[str, Method] = {}
         teacher_records: dict[str, Any] = {}
@@ -292,7 +292,8 @@ class _Run:
         write_atomic(self.out / "result.json", document + "\n")
 
 
-def _load_dataset(config: Config) -> LongTailedDataset:
+def load_dataset(config: Config) -> LongTailedDataset:
+    """The data set that a configuration names; nothing of it held out."""
     data = config.data
     return load(
         config.dataset,
