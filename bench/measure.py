@@ -116,7 +116,8 @@ def _cuda_sample(call: Call, first: int, count: int) -> float:
 class Bandwidth:
     """Memory bandwidth, measured in bursts all along a run, by the same threads.
 
-    CPU: torch.add(a, b, out=c), two reads and a write. CUDA: copy, a read and a write.
+    CPU: triad, a[i] = b[i] + s c[i], two reads and a write. torch stores as usual, so that the
+    processor also reads what is written over, which is not counted. CUDA: copy, a read and a write.
     """
 
     def __init__(self, device: torch.device, clock: Clock = time.perf_counter) -> None:
@@ -130,8 +131,10 @@ class Bandwidth:
         if device.type == "cuda":
             self.name, self._bytes, self._call = "copy", 2 * size, lambda _: c.copy_(a)
         else:
-            self.name, self._bytes = "torch.add(a, b, out=c)", 3 * size
-            self._call = lambda _: torch.add(a, b, out=c)
+            threads = torch.get_num_threads()
+            self.name = f"triad a[i] = b[i] + s c[i], {threads} thread(s), ordinary stores"
+            self._bytes = 3 * size
+            self._call = lambda _: torch.add(b, c, alpha=0.5, out=a)
 
     def burst(self, rounds: int = 5) -> None:
         samples = interleave(
@@ -159,35 +162,43 @@ class Memory:
     peak: int
 
 
-def memory(loss_of: Callable[..., Tensor], args: Sequence[Any]) -> Memory:
-    """Memory use of one step, after a warm-up."""
-    on_cuda = args[0].device.type == "cuda"
-    return _cuda_memory(loss_of, args) if on_cuda else _cpu_memory(loss_of, args)
+def memory(forward: Callable[[], Tensor], leaves: Sequence[Tensor], device: torch.device) -> Memory:
+    """Memory use of one step whose gradients collect in `leaves`, after a warm-up."""
+    return (_cuda_memory if device.type == "cuda" else _cpu_memory)(forward, leaves)
 
 
-def _cuda_memory(loss_of: Callable[..., Tensor], args: Sequence[Any]) -> Memory:
-    args[0].grad = None
+def _cuda_memory(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Memory:
+    _reset(leaves)
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    loss = loss_of(*args)
+    loss = forward()
     saved = torch.cuda.memory_allocated() - before
-    loss.backward()
+    if leaves:
+        loss.backward()
     peak = torch.cuda.max_memory_allocated() - before
-    args[0].grad = None
+    _reset(leaves)
     return Memory(saved, peak)
 
 
-def _cpu_memory(loss_of: Callable[..., Tensor], args: Sequence[Any]) -> Memory:
-    args[0].grad = None
-    with _Allocations() as forward:
-        loss = loss_of(*args)
+def _cpu_memory(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Memory:
+    _reset(leaves)
+    with _Allocations() as first:
+        loss = forward()
     del loss
     with _Allocations() as both:
-        loss_of(*args).backward()
-    args[0].grad = None
-    return Memory(sum(forward.changes), both.peak())
+        loss = forward()
+        if leaves:
+            loss.backward()
+    del loss
+    _reset(leaves)
+    return Memory(sum(first.changes), both.peak())
+
+
+def _reset(leaves: Sequence[Tensor]) -> None:
+    for x in leaves:
+        x.grad = None
 
 
 class _Allocations:

@@ -6,16 +6,16 @@
 One real call is recorded; then its layers (the checks, the op, the scaling of the gradient) are
 called by themselves with the recorded arguments, in one rotation with the whole call and its
 halves. A layer that cannot be called alone is the difference of two calls that can, so the layers
-of a loss add up to its whole.
+of a loss add up to its whole. A loss without a fused op is divided into module, checks, definition
+and backward pass.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,13 @@ from measure import (
     parse_shape,
     write_report,
 )
-from peers import CASES, DTYPES, TEMPERATURE, problem, step
+from peers import CASES, DTYPES, TEMPERATURE, Case, Problem, matrices, problem, step
 from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 import ltkernels
 from ltkernels import _backend, _checks, _ops
-from ltkernels.losses import BalancedSoftmaxLoss, BKDLoss
+from ltkernels.losses import BalancedSoftmaxLoss, BKDLoss, RIDELoss
 
 CALLS = 20  # a sample: long against the clock's resolution, short against a time slice
 HOST = torch.device("cpu")  # whose time is measured, also where the kernels run elsewhere
@@ -58,33 +59,43 @@ class Recorded:
         return self.function(*self.args, **self.kwargs)
 
 
-@contextmanager
-def _recording(owner: Any, name: str) -> Iterator[list[Recorded]]:
-    function = getattr(owner, name)
-    calls: list[Recorded] = []
-
-    def recorder(*args: Any, **kwargs: Any) -> Any:
-        calls.append(Recorded(function, args, kwargs))
-        return function(*args, **kwargs)
-
-    with patch.object(owner, name, recorder):
-        yield calls
-
-
-def recorded(owner: Any, name: str, call: Callable[[], Any]) -> Recorded:
-    """The call of `owner.name` that `call()` makes.
+def recorded(places: Sequence[tuple[Any, str]], call: Callable[[], Any]) -> Recorded | None:
+    """The one call that `call()` makes of any of the functions `owner.name`, if it makes one.
 
     Raises:
-        RuntimeError: where it makes none: the layers of the package have changed.
+        RuntimeError: where it makes several: the layers of the package have changed.
     """
-    with _recording(owner, name) as calls:
+    calls: list[Recorded] = []
+
+    def recorder(function: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            calls.append(Recorded(function, args, kwargs))
+            return function(*args, **kwargs)
+
+        return record
+
+    with ExitStack() as patches:
+        for owner, name in places:
+            patches.enter_context(patch.object(owner, name, recorder(getattr(owner, name))))
         call()
-    if len(calls) != 1:
+    if len(calls) > 1:
         raise RuntimeError(
-            f"{owner.__name__}.{name} was called {len(calls)} times instead of once: "
+            f"{places[0][1]} was called {len(calls)} times instead of once: "
             "the layers in bench/overhead.py are no longer those of the package"
         )
-    return calls[0]
+    return calls[0] if calls else None
+
+
+def native_ops() -> list[tuple[Any, str]]:
+    """Where the package looks up the kernels of its forward passes."""
+    names = [name for name, x in vars(_ops).items() if isinstance(x, torch._ops.OpOverload)]
+    return [(_ops, name) for name in names if name != "scale_gradient"]
+
+
+def scalings() -> list[tuple[Any, str]]:
+    """Where its backward passes look up the scaling of the gradient."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("ltkernels.")]
+    return [(module, "scaled") for module in modules if "scaled" in vars(module)]
 
 
 # --- the losses ----------------------------------------------------------------------------------
@@ -96,15 +107,13 @@ class Subject:
 
     Attributes:
         op: its name in ltkernels.functional and in ltkernels._checks.
-        kernel: its native op in ltkernels._ops; the module in ltkernels.functional has this name.
         case: the eager code it stands beside, with the same arguments.
         loss: (class counts) -> the callable under test.
         arguments: how many of the case's arguments it takes; a module holds the constants.
     """
 
     op: str
-    kernel: str
-    case: str
+    case: Case
     loss: Callable[[list[int]], Callable[..., Tensor]]
     arguments: int
 
@@ -113,15 +122,43 @@ def _kd_loss(counts: list[int]) -> Callable[..., Tensor]:
     return lambda student, teacher: ltkernels.functional.kd_loss(student, teacher, TEMPERATURE)
 
 
+def _ride_loss(counts: list[int]) -> Callable[..., Tensor]:
+    """With class weights and temperatures in force, as in the last epochs."""
+    return RIDELoss(counts, additional_diversity_factor=DIVERSITY, reweight_epoch=0)
+
+
+DIVERSITY = -0.45
+
+
+def _ride(
+    experts: list[Tensor], target: Tensor, margin: Tensor, weight: Tensor, temperature: Tensor
+) -> Tensor:
+    """RIDE as in its official code."""
+    q = softmax(sum(z.detach() for z in experts) / len(experts) / temperature, dim=1)
+    loss = experts[0].new_zeros(())
+    for z in experts:
+        of_target = torch.zeros_like(z, dtype=torch.bool).scatter_(1, target.unsqueeze(1), True)
+        shifted = torch.where(of_target, z - margin[target].unsqueeze(1), z)
+        loss = loss + cross_entropy(shifted, target, weight=weight)
+        divergence = kl_div(log_softmax(z / temperature, dim=1), q, reduction="batchmean")
+        loss = loss + DIVERSITY * temperature.mean() ** 2 * divergence
+    return loss
+
+
+RIDE = Case(
+    "ride",
+    _ride,
+    ltkernels.functional.ride_loss,
+    lambda d: (d.expert_logits(), d.target(), d.margin(), d.weight(), d.uniform(1, 2, d.classes)),
+    floor=matrices(6),
+)
+
 SUBJECTS = {
-    "kd_loss": Subject("kd_loss", "distillation", "kd", _kd_loss, 2),
-    "BKDLoss": Subject("bkd_loss", "distillation", "bkd", BKDLoss, 3),
+    "kd_loss": Subject("kd_loss", CASES["kd"], _kd_loss, 2),
+    "BKDLoss": Subject("bkd_loss", CASES["bkd"], BKDLoss, 3),
+    "RIDELoss": Subject("ride_loss", RIDE, _ride_loss, 2),
     "BalancedSoftmaxLoss": Subject(
-        "adjusted_cross_entropy",
-        "adjusted_cross_entropy",
-        "balanced_softmax",
-        BalancedSoftmaxLoss,
-        2,
+        "adjusted_cross_entropy", CASES["balanced_softmax"], BalancedSoftmaxLoss, 2
     ),
 }
 
@@ -172,24 +209,22 @@ def break_down(
 ) -> Breakdown:
     """Record and time the layers of one loss."""
     subject = SUBJECTS[name]
-    case = CASES[subject.case]
-    home = importlib.import_module(f"ltkernels.functional.{subject.kernel}")
 
-    def caller(rows: int, classes: int) -> tuple[Callable[[], Tensor], tuple[Tensor, ...]]:
-        args = problem(case, rows, classes, dtype, device)
+    def caller(rows: int, classes: int) -> tuple[Callable[[], Tensor], Problem]:
+        drawn = problem(subject.case, rows, classes, dtype, device)
         loss = subject.loss([100] * classes)
         if isinstance(loss, torch.nn.Module):
             loss.to(device)
-        used = args[: subject.arguments]
-        return lambda: loss(*used), args
+        used = drawn.args[: subject.arguments]
+        return lambda: loss(*used), drawn
 
-    outer, args = caller(*shape)
+    outer, drawn = caller(*shape)
     outer_tiny, _ = caller(1, 1)
-    student = args[0]
+    student = drawn.leaves[0]
 
     def both(call: Callable[[], Tensor]) -> Callable[[], None]:
         def run() -> None:
-            student.grad = None
+            drawn.reset()
             call().backward()
 
         return run
@@ -198,52 +233,75 @@ def break_down(
         with torch.no_grad():
             return outer()
 
-    function = recorded(ltkernels.functional, subject.op, outer) if _is_module(name) else outer
-    with_gradient = {
+    def nothing() -> None:
+        pass
+
+    function = recorded([(ltkernels.functional, subject.op)], outer) if _is_module(name) else None
+    op = recorded(native_ops(), outer)
+    with_gradient: dict[str, Callable[[], Any]] = {
         "whole": both(outer),
         "outer": outer,
-        "forward": function,
-        "checks": recorded(_checks, subject.op, outer),
-        "choice": recorded(_backend, "use_fused", outer),
-        "eager": lambda: step(case.eager, args),
+        "forward": function or outer,
+        "checks": recorded([(_checks, subject.op)], outer) or nothing,
+        "eager": lambda: step(subject.case.eager, drawn),
         "empty": both(lambda: _Empty.apply(student)),
     }
-    # The kernel runs in forward, the scaling in backward: both where gradients are switched off.
-    switched_off = {
-        "plain": function,
-        "op": recorded(_ops, subject.kernel, outer),
-        "op of one logit": recorded(_ops, subject.kernel, outer_tiny),
-        "op without gradient": recorded(_ops, subject.kernel, without_gradient),
-        "scaling": recorded(home, "scaled", both(outer)),
+    switched_off: dict[str, Callable[[], Any]] = {}
+    if op:
+        with_gradient["choice"] = recorded([(_backend, "use_fused")], outer) or nothing
+        # The kernel runs in forward, the scaling in backward: both where gradients are off.
+        switched_off = {
+            "plain": function or outer,
+            "op": op,
+            "op of one logit": recorded(native_ops(), outer_tiny) or nothing,
+            "op without gradient": recorded(native_ops(), without_gradient) or nothing,
+            "scaling": recorded(scalings(), both(outer)) or nothing,
+        }
+    us = {key: Quartiles.of(values) for key, values in _timed(with_gradient, switched_off, rounds)}
+    t = {key: value.median for key, value in us.items()}
+    layers = {
+        "module: call and state": t["outer"] - t["forward"],
+        "checks of the arguments": t["checks"],
     }
+    if op:
+        layers |= {
+            "choice of the backend": t["choice"],
+            "preparing the constants": t["plain"]
+            - t["checks"]
+            - t["choice"]
+            - t["op without gradient"],
+            "op: dispatch and allocation": t["op of one logit"],
+            "op: kernel": t["op"] - t["op of one logit"],
+            "autograd: forward": t["forward"] - t["plain"] + t["op without gradient"] - t["op"],
+            "autograd: scaling of the gradient": t["scaling"],
+            "autograd: backward, the rest": t["whole"] - t["outer"] - t["scaling"],
+        }
+    else:
+        layers |= {
+            "definition, no fused op": t["forward"] - t["checks"],
+            "autograd: backward": t["whole"] - t["outer"],
+        }
+    if not _is_module(name):
+        layers.pop("module: call and state")
+    return Breakdown(name, layers, us["whole"], us["eager"], us["empty"])
+
+
+def _timed(
+    with_gradient: dict[str, Callable[[], Any]],
+    switched_off: dict[str, Callable[[], Any]],
+    rounds: int,
+) -> Iterable[tuple[str, list[float]]]:
+    """Microseconds of every call, the second group with gradients switched off."""
     samples: dict[str, list[float]] = {call: [] for call in (*with_gradient, *switched_off)}
     for i in range(rounds + 1):
         for group, enabled in ((with_gradient, True), (switched_off, False)):
             with torch.set_grad_enabled(enabled):
                 calls = {key: _numbered(call) for key, call in group.items()}
-                for key, seconds in interleave(calls, rounds=1, inner=CALLS, device=HOST).items():
+                timed = interleave(calls, rounds=1, inner=CALLS, device=HOST) if calls else {}
+                for key, seconds in timed.items():
                     if i:  # the first round warms up
                         samples[key] += [1e6 * x for x in seconds]
-
-    us = {key: Quartiles.of(values) for key, values in samples.items()}
-    t = {key: value.median for key, value in us.items()}
-    layers = {
-        "module: call and state": t["outer"] - t["forward"],
-        "checks of the arguments": t["checks"],
-        "choice of the backend": t["choice"],
-        "preparing the constants": t["plain"]
-        - t["checks"]
-        - t["choice"]
-        - t["op without gradient"],
-        "op: dispatch and allocation": t["op of one logit"],
-        "op: kernel": t["op"] - t["op of one logit"],
-        "autograd: forward": t["forward"] - t["plain"] + t["op without gradient"] - t["op"],
-        "autograd: scaling of the gradient": t["scaling"],
-        "autograd: backward, the rest": t["whole"] - t["outer"] - t["scaling"],
-    }
-    if not _is_module(name):
-        layers["preparing the constants"] += layers.pop("module: call and state")
-    return Breakdown(name, layers, us["whole"], us["eager"], us["empty"])
+    return samples.items()
 
 
 def _is_module(name: str) -> bool:

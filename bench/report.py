@@ -18,7 +18,7 @@ from typing import Any
 # Where a step says in one line how it went.
 SUMMARY = re.compile(
     r"\d+ (?:passed|failed|error|skipped|deselected).*|ERROR SUMMARY: .*|RACECHECK SUMMARY: .*"
-    r"|\d+ of \d+ cases right.*"
+    r"|\d+ of \d+ cases right.*|\d+ cases left out.*|all agree: \d+ cases"
 )
 
 

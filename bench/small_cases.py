@@ -3,14 +3,19 @@
     compute-sanitizer --tool racecheck python bench/small_cases.py --device cuda
 
 The expected results are computed on the CPU, so that a sanitizer meets little but our kernels. Each
-case runs on dense rows and on rows of a wider matrix that start off the vector boundaries.
+case runs on dense rows and on rows of a wider matrix that start off the vector boundaries. The
+order is random but always the same, so that a run which --seconds cuts short has seen some of all.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import random
 import sys
+import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 
 import torch
@@ -42,20 +47,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--device", default="cpu", help="where ours runs")
     add("--dtypes", nargs="+", choices=tuple(DTYPES), default=["fp32", "bf16"], help="of logits")
     add("--classes", nargs="+", type=int, default=CLASSES, help="columns")
+    add("--seconds", type=float, default=math.inf, help="start no case after this")
     options = parser.parse_args(arguments)
 
+    started = time.monotonic()
     wrong = count = 0
-    for classes, dtype, case in product(options.classes, options.dtypes, CASES.values()):
-        args = problem(case, ROWS, classes, DTYPES[dtype])
-        expected = [x.to(options.device) for x in oracle(case, args)]
+    wanted = list(product(options.classes, options.dtypes, CASES.values()))
+    random.Random(0).shuffle(wanted)
+    for done, (classes, dtype, case) in enumerate(wanted):
+        if time.monotonic() - started > options.seconds:
+            print(f"{2 * (len(wanted) - done)} cases left out: time")
+            break
+        drawn = problem(case, ROWS, classes, DTYPES[dtype])
+        expected = oracle(case, drawn).to(options.device)
         for unaligned in (False, True):
-            ours = [on_device(x, options.device, unaligned) for x in args]
-            ours[0].requires_grad_()
+            ours = drawn.map(case, partial(on_device, device=options.device, unaligned=unaligned))
             rows = "unaligned" if unaligned else "dense"
             title = f"{case.name} {ROWS}x{classes} {dtype}, {rows} rows"
             count += 1
             try:
-                check(title, case.ours, ours, (expected[0], expected[1]), TOLERANCE[dtype])
+                check(title, case.ours, ours, expected, TOLERANCE[dtype])
             except AssertionError as error:
                 wrong += 1
                 print(error)

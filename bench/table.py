@@ -18,7 +18,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,20 @@ from measure import (
     parse_shape,
     write_report,
 )
-from peers import CASES, DTYPES, TOLERANCE, Case, Errors, Loss, check, oracle, problem, sides, step
+from peers import (
+    CASES,
+    DTYPES,
+    TOLERANCE,
+    Case,
+    Errors,
+    Loss,
+    Problem,
+    check,
+    oracle,
+    problem,
+    sides,
+    step,
+)
 from torch import Tensor
 
 CPU_SHAPES = "128x100,256x1000,512x8142,256x32000"
@@ -123,33 +137,30 @@ def measure_row(row: Row, case: Case, settings: Settings) -> Usage:
         runs, rounds=rounds, inner=inner, device=settings.device, clock=settings.clock
     )
     spent = Usage.until_now() - before
-    for args in pool:
-        args[0].grad = None
+    for drawn in pool:
+        drawn.reset()
     for name, loss_of in calls.items():
         row.sides[name] = Side(
             Quartiles.of(samples[name]),
             errors[name],
-            memory(loss_of, pool[0]),
+            memory(partial(loss_of, *pool[0].args), pool[0].leaves, settings.device),
             launches(runs[name]) if settings.device.type == "cuda" else None,
         )
     return spent
 
 
-def _pool(
-    case: Case, row: Row, dtype: torch.dtype, device: torch.device
-) -> list[tuple[Tensor, ...]]:
+def _pool(case: Case, row: Row, dtype: torch.dtype, device: torch.device) -> list[Problem]:
     """One problem on the CPU; on CUDA as many as overflow the L2 cache twice."""
-    args = problem(case, row.rows, row.classes, dtype, device)
+    first = problem(case, row.rows, row.classes, dtype, device)
     if device.type != "cuda":
-        return [args]
-    size = sum(x.nbytes for x in args) + args[0].nbytes
+        return [first]
     cache = torch.cuda.get_device_properties(device).L2_cache_size
-    count = min(MAX_POOL, 1 + math.ceil(2 * cache / size))
+    count = min(MAX_POOL, 1 + math.ceil(2 * cache / first.nbytes))
     rest = (problem(case, row.rows, row.classes, dtype, device, seed) for seed in range(1, count))
-    return [args, *rest]
+    return [first, *rest]
 
 
-def _rotating(loss_of: Loss, pool: Sequence[tuple[Tensor, ...]]) -> Callable[[int], Tensor]:
+def _rotating(loss_of: Loss, pool: Sequence[Problem]) -> Callable[[int], Tensor]:
     return lambda i: step(loss_of, pool[i % len(pool)])
 
 
@@ -164,9 +175,9 @@ def _sampling(runs: dict[str, Callable[[int], Tensor]], settings: Settings) -> t
     return (rounds if settings.repeats else max(9, min(500, rounds))), inner
 
 
-def _bytes_needed(rows: int, classes: int) -> int:
-    """What the float64 run of eager takes, the largest part of a row: about 9 matrices."""
-    return 9 * 8 * rows * classes
+def _bytes_needed(case: Case, rows: int, classes: int) -> int:
+    """About what the float64 run of eager takes, the largest part of a row."""
+    return max(9 * 8 * rows * classes, 3 * case.floor(rows, classes, 8))
 
 
 def _bytes_free(device: torch.device) -> int:
@@ -346,6 +357,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: time the thread really ran")
     add("--no-compile", action="store_true", help="leave torch.compile out")
     add("--time-limit", type=float, metavar="S", help="start no row after this")
+    add("--compile-limit", type=float, metavar="S", help="no torch.compile after this")
+    add("--without", type=_names(tuple(CASES)), default=[], help="ops to leave out")
     add("--out", type=Path, metavar="STEM", help="also write STEM.json and STEM.md, row by row")
     options = parser.parse_args(arguments)
     if options.clock == "cpu" and (options.device != "cpu" or options.threads != 1):
@@ -376,18 +389,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     usage = Usage()
     wanted = [
-        Row(op, n, c, dtype, CASES[op].floor(n, c) * DTYPES[dtype].itemsize)
+        Row(op, n, c, dtype, CASES[op].floor(n, c, DTYPES[dtype].itemsize))
         for n, c in options.shapes
         for dtype in options.dtypes
         for op in options.ops
+        if op not in options.without
     ]
     for row in wanted:
         if options.time_limit and time.perf_counter() - started > options.time_limit:
             report.left_out.append(f"{row.title}: time limit")
             continue
-        if (needed := _bytes_needed(row.rows, row.classes)) > 0.8 * _bytes_free(device):
+        needed = _bytes_needed(CASES[row.op], row.rows, row.classes)
+        if needed > 0.8 * _bytes_free(device):
             report.left_out.append(f"{row.title}: needs about {needed / 1e9:.0f} GB")
             continue
+        if options.compile_limit and time.perf_counter() - started > options.compile_limit:
+            settings = replace(settings, compiled=False)
         usage += measure_row(row, CASES[row.op], settings)
         gc.collect()
         stream.burst()

@@ -29,10 +29,10 @@ def test_forward_backward(benchmark: Any, op: str, shape: tuple[int, int], side:
     case = CASES[op]
     torch._dynamo.reset()
     loss_of = sides(case, compiled=side == "compile")[side]
-    args = problem(case, *shape, torch.float32)
-    check(side, loss_of, args, oracle(case, args), TOLERANCE["fp32"])
+    drawn = problem(case, *shape, torch.float32)
+    check(side, loss_of, drawn, oracle(case, drawn), TOLERANCE["fp32"])
 
     benchmark.group = f"{op} {shape[0]}x{shape[1]}"
-    benchmark.extra_info["floor_bytes"] = 4 * case.floor(*shape)
+    benchmark.extra_info["floor_bytes"] = case.floor(*shape, torch.float32.itemsize)
     benchmark.extra_info["threads"] = torch.get_num_threads()
-    benchmark(step, loss_of, args)
+    benchmark(step, loss_of, drawn)

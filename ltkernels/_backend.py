@@ -55,16 +55,17 @@ def is_reference_forced() -> bool:
     return _forced_reference
 
 
-def use_fused(op: str, logits: Tensor, *constants: object) -> bool:
+def use_fused(op: str, logits: Tensor, *constants: object, unless: str | None = None) -> bool:
     """Whether a call of `op` on `logits` takes the fused kernel.
 
     It takes the definition where it is told to, on devices without kernels, under forward-mode AD
     and torch.func transforms (where the definition's own derivatives serve to any order), and where
-    one of `constants` (inputs the kernels have no gradient for) requires one.
+    one of `constants` (inputs the kernels have no gradient for) requires one, or for the op's own
+    reason `unless`.
     """
     if _forced_reference:
         return False
-    reason = _why_not_fused(logits, constants)
+    reason = _why_not_fused(logits, constants) or unless
     if reason is None:
         return True
     if logits.device.type == "cuda" and not torch.compiler.is_compiling():
@@ -73,15 +74,13 @@ def use_fused(op: str, logits: Tensor, *constants: object) -> bool:
 
 
 def _why_not_fused(logits: Tensor, constants: tuple[object, ...]) -> str | None:
-    device = logits.device.type
-    if device != "cpu" and not (device == "cuda" and _ops.built_for_cuda):
-        return "ltkernels was built without CUDA kernels" if device == "cuda" else "no kernels"
+    if not (logits.is_cpu or (logits.is_cuda and _ops.built_for_cuda)):
+        return "ltkernels was built without CUDA kernels" if logits.is_cuda else "no kernels"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode AD take the definition"
-    if torch.is_grad_enabled():
-        for x in constants:
-            if isinstance(x, Tensor) and x.requires_grad:
-                return "the fused kernel has a gradient for logits only"
+    for x in constants:
+        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+            return "the fused kernel has a gradient for logits only"
     return None
 
 

@@ -1,7 +1,9 @@
 """Argument checks shared by `ltkernels.reference` and `ltkernels.functional`.
 
 Shapes, dtypes and devices are checked always. Values (targets, temperatures, weights) are checked
-where that is cheap and cannot synchronise: tensors in CPU memory, outside of tracing.
+where that is cheap and cannot synchronise: tensors in CPU memory, outside of tracing. Before a
+fused kernel, which checks them itself, they are left to it (`values=False`); where it refuses, the
+same checks with values name what was wrong.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ REDUCTIONS = ("mean", "sum", "none")
 def can_read_values(tensor: Tensor) -> bool:
     """Whether the values of `tensor` may be looked at: real CPU memory, not being traced."""
     return (
-        not torch.compiler.is_compiling()
-        and tensor.device.type == "cpu"
+        tensor.is_cpu
+        and not torch.compiler.is_compiling()
         and type(tensor) in (Tensor, torch.nn.Parameter)  # not a fake or distributed tensor
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0  # no tracing mode
@@ -80,7 +82,7 @@ def logits(op: str, name: str, value: object, like: Tensor | None = None) -> Ten
 
 def same_device(op: str, name: str, x: Tensor, like: Tensor) -> None:
     """`x` must lie where the logits lie."""
-    if x.device != like.device:
+    if not (x.is_cpu and like.is_cpu) and x.device != like.device:  # is_cpu is quick
         raise ValueError(
             f"`{op}`: expected `{name}` to be on {like.device} like the logits, got {x.device}"
         )
@@ -95,6 +97,7 @@ def vector(
     like: Tensor,
     *,
     non_negative: bool = False,
+    values: bool = True,
 ) -> Tensor:
     """A floating vector `[size]` on the device of `like`."""
     x = tensor(op, name, value)
@@ -103,7 +106,7 @@ def vector(
     if x.dim() != 1 or x.shape[0] != size:
         raise _fail_shape(op, name, f"[{symbol}]", [size], x)
     same_device(op, name, x, like)
-    if non_negative and can_read_values(x) and not x.min().item() >= 0:  # NaN fails too
+    if non_negative and values and can_read_values(x) and not x.min().item() >= 0:  # NaN fails too
         raise ValueError(f"`{op}`: expected `{name}` >= 0, got {float(x.min())}")
     return x
 
@@ -159,7 +162,13 @@ def temperature(
 
 
 def class_target(
-    op: str, name: str, value: object, like: Tensor, *, ignore_index: int | None = None
+    op: str,
+    name: str,
+    value: object,
+    like: Tensor,
+    *,
+    ignore_index: int | None = None,
+    values: bool = True,
 ) -> Tensor:
     """Class indices int64 `[N]` in 0..C-1 (or `ignore_index`) for the logits `like`."""
     x = tensor(op, name, value)
@@ -169,7 +178,7 @@ def class_target(
     if x.dim() != 1 or x.shape[0] != rows:
         raise _fail_shape(op, name, "[N]", [rows], x)
     same_device(op, name, x, like)
-    if can_read_values(x) and x.numel() > 0:
+    if values and can_read_values(x) and x.numel() > 0:
         low, high = x.min().item(), x.max().item()
         if ignore_index is not None and (low < 0 or high >= classes):
             kept = x[x != ignore_index]
@@ -180,26 +189,30 @@ def class_target(
     return x
 
 
-def class_subset(op: str, value: object, student: Tensor) -> Tensor:
-    """Distinct columns int64 `[S]` of the student."""
-    x = tensor(op, "classes", value)
+def class_subset(op: str, name: str, value: object, student: Tensor) -> Tensor:
+    """Columns int64 `[S]` of the student; `distinct_classes` checks their values."""
+    x = tensor(op, name, value)
     if x.dtype != torch.int64:
-        raise TypeError(f"`{op}`: expected `classes` to be int64, got {x.dtype}")
+        raise TypeError(f"`{op}`: expected `{name}` to be int64, got {x.dtype}")
     if x.dim() != 1 or x.shape[0] == 0:
-        raise ValueError(f"`{op}`: expected `classes` to be [S] with S >= 1, got {_shape(x)}")
-    same_device(op, "classes", x, student)
-    if can_read_values(x):
-        columns = student.shape[1]
-        low, high = x.min().item(), x.max().item()
-        if low < 0 or high >= columns:
-            bad = low if low < 0 else high
-            raise IndexError(f"`{op}`: expected `classes` in 0..{columns - 1}, got {bad}")
-        times = torch.bincount(x)
-        if int(times.max()) > 1:
-            raise ValueError(
-                f"`{op}`: expected `classes` to be distinct, got {int(times.argmax())} twice"
-            )
+        raise ValueError(f"`{op}`: expected `{name}` to be [S] with S >= 1, got {_shape(x)}")
+    same_device(op, name, x, student)
     return x
+
+
+def distinct_classes(op: str, name: str, x: Tensor, columns: int) -> None:
+    """The values of a class subset: distinct, in 0..columns-1."""
+    if not can_read_values(x):
+        return
+    low, high = x.min().item(), x.max().item()
+    if low < 0 or high >= columns:
+        bad = low if low < 0 else high
+        raise IndexError(f"`{op}`: expected `{name}` in 0..{columns - 1}, got {bad}")
+    times = torch.bincount(x)
+    if int(times.max()) > 1:
+        raise ValueError(
+            f"`{op}`: expected `{name}` to be distinct, got {int(times.argmax())} twice"
+        )
 
 
 def class_counts(op: str, value: object, name: str = "class_counts") -> Tensor:
@@ -226,28 +239,101 @@ def kd_loss(
     teacher: object,
     temperature_: object,
     classes: object,
+    subset_weight: object,
     sample_weight: object,
     t2: object,
     reduction_: object,
-) -> TemperatureKind:
-    """Check the arguments of `kd_loss`; returns the kind of its temperature."""
+) -> tuple[TemperatureKind, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Check the arguments of `kd_loss`, but for the values of `classes` (`kd_classes`).
+
+    Returns the kind of its temperature, the teachers and the classes of the subsets (none for a
+    teacher of all classes).
+    """
     op = "kd_loss"
     s = logits(op, "student", student)
     rows, columns = s.shape
-    t = logits(op, "teacher", teacher, like=s)
+    teachers: tuple[Tensor, ...]
+    subsets: tuple[Tensor, ...] = ()
     if classes is None:
+        t = logits(op, "teacher", teacher, like=s)
         if t.shape != s.shape:
             raise _fail_shape(op, "teacher", "[N, C]", [rows, columns], t)
+        if subset_weight is not None:
+            raise ValueError(f"`{op}`: expected `classes` where `subset_weight` is given")
+        teachers = (t,)
     else:
-        subset = class_subset(op, classes, s)
-        if t.shape[0] != rows or t.shape[1] != subset.shape[0]:
-            raise _fail_shape(op, "teacher", "[N, S]", [rows, subset.shape[0]], t)
+        teachers, subsets = _subsets(op, teacher, classes, s)
+        _subset_weight(op, subset_weight, len(subsets), s)
     if sample_weight is not None:
         vector(op, "sample_weight", sample_weight, "N", rows, s)
     if not isinstance(t2, (bool, int, float)):
         raise TypeError(f"`{op}`: expected `t2` to be a bool or a number, got {type(t2).__name__}")
     reduction(op, reduction_)
-    return temperature(op, temperature_, rows, columns, s)
+    return temperature(op, temperature_, rows, columns, s), teachers, subsets
+
+
+def kd_classes(classes: Tensor | Sequence[Tensor], columns: int) -> None:
+    """Check the values of the `classes` of `kd_loss`."""
+    if isinstance(classes, Tensor):
+        distinct_classes("kd_loss", "classes", classes, columns)
+        return
+    for i, subset in enumerate(classes):
+        distinct_classes("kd_loss", f"classes[{i}]", subset, columns)
+
+
+def _subsets(
+    op: str, teacher: object, classes: object, student: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Teachers `[N, S_l]` and classes `[S_l]` of L >= 1 subsets; a pair of tensors is one."""
+    rows = student.shape[0]
+    if isinstance(classes, Tensor) and not isinstance(teacher, Sequence):
+        pairs = [("teacher", teacher, "classes", classes)]
+    else:
+        for name, value in (("teacher", teacher), ("classes", classes)):
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise TypeError(
+                    f"`{op}`: expected `teacher` and `classes` to be two tensors or two sequences "
+                    f"of L tensors, got {type(value).__name__} for `{name}`"
+                )
+        assert isinstance(teacher, Sequence)
+        assert isinstance(classes, Sequence)
+        if len(teacher) != len(classes) or len(classes) == 0:
+            raise ValueError(
+                f"`{op}`: expected `teacher` and `classes` of L >= 1 subsets, "
+                f"got {len(teacher)} and {len(classes)}"
+            )
+        pairs = [
+            (f"teacher[{i}]", t, f"classes[{i}]", c)
+            for i, (t, c) in enumerate(zip(teacher, classes, strict=True))
+        ]
+    teachers, subsets = [], []
+    for teacher_name, t, classes_name, c in pairs:
+        teachers.append(logits(op, teacher_name, t, like=student))
+        subsets.append(class_subset(op, classes_name, c, student))
+        size = subsets[-1].shape[0]
+        if teachers[-1].shape[0] != rows or teachers[-1].shape[1] != size:
+            raise _fail_shape(op, teacher_name, "[N, S]", [rows, size], teachers[-1])
+    return tuple(teachers), tuple(subsets)
+
+
+def _subset_weight(op: str, value: object, subsets: int, like: Tensor) -> None:
+    """L numbers, or a floating tensor `[L]`."""
+    if value is None:
+        return
+    if isinstance(value, Tensor):
+        vector(op, "subset_weight", value, "L", subsets, like)
+        return
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(
+            f"`{op}`: expected `subset_weight` to be L numbers or a tensor [L], "
+            f"got {type(value).__name__}"
+        )
+    if len(value) != subsets:
+        raise ValueError(
+            f"`{op}`: expected `subset_weight` of L = {subsets} subsets, got {len(value)}"
+        )
+    for i, x in enumerate(value):
+        number(op, f"subset_weight[{i}]", x)
 
 
 def bkd_loss(
@@ -260,6 +346,8 @@ def bkd_loss(
     target_b: object,
     lam: object,
     reduction_: object,
+    *,
+    values: bool = True,
 ) -> TemperatureKind:
     """Check the arguments of `bkd_loss`; returns the kind of its temperature."""
     op = "bkd_loss"
@@ -276,15 +364,15 @@ def bkd_loss(
         if target_b is not None:
             raise ValueError(f"`{op}`: expected `target` to be int64 [N] where `target_b` is given")
     else:
-        class_target(op, "target", y, s)
+        class_target(op, "target", y, s, values=values)
     if (target_b is None) != (lam is None):
         given, missing = ("lam", "target_b") if target_b is None else ("target_b", "lam")
         raise ValueError(f"`{op}`: expected `{missing}` where `{given}` is given")
     if target_b is not None:
-        class_target(op, "target_b", target_b, s)
+        class_target(op, "target_b", target_b, s, values=values)
         _share(op, lam, rows, s)
     if class_weight is not None:
-        vector(op, "class_weight", class_weight, "C", columns, s, non_negative=True)
+        vector(op, "class_weight", class_weight, "C", columns, s, non_negative=True, values=values)
     number(op, "alpha", alpha)
     reduction(op, reduction_)
     return temperature(op, temperature_, rows, columns, s)
@@ -312,6 +400,8 @@ def adjusted_cross_entropy(
     focal_gamma: object,
     ignore_index: object,
     reduction_: object,
+    *,
+    values: bool = True,
 ) -> None:
     """Check the arguments of `adjusted_cross_entropy`."""
     op = "adjusted_cross_entropy"
@@ -321,14 +411,14 @@ def adjusted_cross_entropy(
         raise TypeError(
             f"`{op}`: expected `ignore_index` to be an int, got {type(ignore_index).__name__}"
         )
-    class_target(op, "target", target, x, ignore_index=ignore_index)
+    class_target(op, "target", target, x, ignore_index=ignore_index, values=values)
     positive(op, "scale", scale)
     if margin is not None:
         vector(op, "margin", margin, "C", classes, x)
     if bias is not None:
         vector(op, "bias", bias, "C", classes, x)
     if class_weight is not None:
-        vector(op, "class_weight", class_weight, "C", classes, x, non_negative=True)
+        vector(op, "class_weight", class_weight, "C", classes, x, non_negative=True, values=values)
     if not 0 <= number(op, "label_smoothing", label_smoothing) <= 1:
         raise ValueError(f"`{op}`: expected `label_smoothing` in 0..1, got {label_smoothing}")
     if not 0 <= number(op, "focal_gamma", focal_gamma) < math.inf:
@@ -418,20 +508,24 @@ def ride_loss(
     diversity_factor: object,
     expert_reduction: object,
     reduction_: object,
+    values: bool = True,
 ) -> tuple[tuple[Tensor, ...], TemperatureKind]:
     """Check the arguments of `ride_loss`; returns the experts and the kind of temperature."""
     op = "ride_loss"
     experts = expert_logits(op, "expert_logits", expert_logits_)
     rows, classes = experts[0].shape
-    class_target(op, "target", target, experts[0])
+    first = experts[0]
+    class_target(op, "target", target, first, values=values)
     if margin is not None:
-        vector(op, "margin", margin, "C", classes, experts[0])
+        vector(op, "margin", margin, "C", classes, first)
     if class_weight is not None:
-        vector(op, "class_weight", class_weight, "C", classes, experts[0], non_negative=True)
+        vector(
+            op, "class_weight", class_weight, "C", classes, first, non_negative=True, values=values
+        )
     number(op, "diversity_factor", diversity_factor)
     one_of(op, "expert_reduction", expert_reduction, "sum", "mean")
     reduction(op, reduction_)
-    return experts, temperature(op, temperature_, rows, classes, experts[0])
+    return experts, temperature(op, temperature_, rows, classes, first)
 
 
 def diversity_loss(
@@ -484,6 +578,15 @@ def knowledge_balance_weight(
     positive(op, "eps", eps)
 
 
+def _top(op: str, z: object, classes: int) -> int:
+    """How many of the largest logits a gate looks at: 1..C."""
+    if isinstance(z, bool) or not isinstance(z, int):
+        raise TypeError(f"`{op}`: expected `z` to be an int, got {type(z).__name__}")
+    if not 1 <= z <= classes:
+        raise ValueError(f"`{op}`: expected `z` in 1..C = 1..{classes}, got {z}")
+    return z
+
+
 def topz_gate(
     logits_: object,
     feature: object,
@@ -500,10 +603,7 @@ def topz_gate(
     v = embedding(op, "feature", feature, like=x)
     if v.shape[0] != rows:
         raise _fail_shape(op, "feature", "[N, D]", [rows, v.shape[1]], v)
-    if isinstance(z, bool) or not isinstance(z, int):
-        raise TypeError(f"`{op}`: expected `z` to be an int, got {type(z).__name__}")
-    if not 1 <= z <= classes:
-        raise ValueError(f"`{op}`: expected `z` in 1..C = 1..{classes}, got {z}")
+    z = _top(op, z, classes)
     first = tensor(op, "w1", w1)
     hidden = first.shape[0] if first.dim() == 2 else 1
     _weight_matrix(op, "w1", first, "[h, D]", (hidden, v.shape[1]), x)
@@ -539,6 +639,72 @@ def routing_target(expert_logits_: object, target: object) -> tuple[Tensor, ...]
     experts = expert_logits(op, "expert_logits", expert_logits_)
     class_target(op, "target", target, experts[0])
     return experts
+
+
+def route_experts(
+    expert_logits_: object,
+    features: object,
+    w1: object,
+    b1: object,
+    w2: object,
+    b2: object,
+    z: object,
+    threshold: object,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Check the arguments of `route_experts`; returns K logits and K - 1 features."""
+    op = "route_experts"
+    experts = expert_logits(op, "expert_logits", expert_logits_)
+    first = experts[0]
+    rows, classes = first.shape
+    routers = len(experts) - 1
+    one_of_k = [routers, len(experts)]
+    if not isinstance(features, (Tensor, Sequence)) or isinstance(features, str):
+        raise TypeError(
+            f"`{op}`: expected `features` to be tensors [N, D], got {type(features).__name__}"
+        )
+    if isinstance(features, Tensor) and features.dim() != 3:
+        raise ValueError(f"`{op}`: expected `features` to be [K - 1, N, D], got {_shape(features)}")
+    if len(features) not in one_of_k:
+        raise ValueError(
+            f"`{op}`: expected `features` of K - 1 = {routers} experts (or of all), "
+            f"got {len(features)}"
+        )
+    gates = tuple(embedding(op, f"features[{i}]", features[i], like=first) for i in range(routers))
+    for i, v in enumerate(gates):
+        if v.shape[0] != rows or v.shape != gates[0].shape:
+            raise _fail_shape(op, f"features[{i}]", "[N, D]", [rows, gates[0].shape[1]], v)
+        if v.dtype != gates[0].dtype:
+            raise TypeError(
+                f"`{op}`: expected `features[{i}]` to be {gates[0].dtype} like `features[0]`, "
+                f"got {v.dtype}"
+            )
+    z = _top(op, z, classes)
+    first_weight = tensor(op, "w1", w1)
+    hidden = first_weight.shape[1] if first_weight.dim() == 3 else 1
+    width = gates[0].shape[1] if gates else first_weight.shape[-1] if first_weight.dim() else 1
+    sizes: dict[str, tuple[object, dict[str, tuple[int, ...]]]] = {
+        "w1": (w1, {"[K - 1, h, D]": (routers, hidden, width)}),
+        "b1": (b1, {"[K - 1, h]": (routers, hidden)}),
+        "w2": (w2, {"[1, z + h]": (1, z + hidden), "[K - 1, 1, z + h]": (routers, 1, z + hidden)}),
+        "b2": (b2, {"[1]": (1,), "[K - 1, 1]": (routers, 1)}),
+    }
+    for name, (value, allowed) in sizes.items():
+        x = tensor(op, name, value)
+        if x.dtype not in LOGIT_DTYPES:
+            raise TypeError(f"`{op}`: expected `{name}` to be a floating tensor, got {x.dtype}")
+        if tuple(x.shape) not in allowed.values():
+            wanted = " or ".join(f"{k} = {list(v)}" for k, v in allowed.items())
+            raise ValueError(f"`{op}`: expected `{name}` to be {wanted}, got {_shape(x)}")
+        same_device(op, name, x, first)
+    shared = [tensor(op, "w2", w2).dim() == 2, tensor(op, "b2", b2).dim() == 1]
+    if shared[0] != shared[1]:
+        raise ValueError(
+            f"`{op}`: expected `b2` to be shared where `w2` is, and one a router where `w2` is: "
+            f"got {_shape(tensor(op, 'w2', w2))} and {_shape(tensor(op, 'b2', b2))}"
+        )
+    if not -math.inf <= number(op, "threshold", threshold) <= math.inf:
+        raise ValueError(f"`{op}`: expected `threshold` to be a number, got {threshold}")
+    return experts, gates
 
 
 def info_nce(

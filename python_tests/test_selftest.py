@@ -114,9 +114,11 @@ def test_a_seed_draws_the_same_calls() -> None:
 def test_calls_are_of_all_kinds(op: Any) -> None:
     random = Random(0)
     text = [repr(draw_case(random, op, torch.float32, "cpu").arguments) for _ in range(300)]
+    reductions = ("'none'", "'sum'", "'mean'") if "'reduction'" in text[0] else ()
     for part in (
         *("transposed", "columns", "strided=True", "expanded", "unaligned", "holes='row'"),
-        *("'none'", "'sum'", "'mean'", "10000.0", "(0, ", "(1, ", "(3000, ", ", 1, torch", "32000"),
+        *reductions,
+        *("10000.0", "(0, ", "(1, ", "(3000, ", ", 1, torch", "32000"),
     ):
         assert any(part in each for each in text), part
 

@@ -623,6 +623,8 @@ inline int __all_sync(unsigned mask, int predicate, SIMT_SITE) {
   return __ballot_sync(mask, predicate == 0, file, line) == 0;
 }
 
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+
 template <class T>
 T __ldg(const T* address) {
   return *address;

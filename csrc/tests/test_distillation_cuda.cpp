@@ -16,7 +16,7 @@ struct Features {
   const char* name;
   double temperature = 2;
   bool row_temperature = false, column_temperature = false;
-  bool class_weight = false, subset = false;
+  bool class_weight = false;
   int row_factor = 0;  // 1: [N], 2: [1] with stride 0
   Ce ce = Ce::None;
   bool student_grad = true, teacher_grad = false, reduced = true;
@@ -35,10 +35,10 @@ struct Problem {
   using Acc = Accumulate<Storage>;
 
   Features features;
-  int64_t rows, columns, subset;
+  int64_t rows, columns;
   Matrix<Storage> student, teacher, student_grad, teacher_grad;
   Matrix<Acc> soft_target, row_loss, grad_scale;
-  std::vector<int64_t> classes, target, target_b;
+  std::vector<int64_t> target, target_b;
   std::vector<Acc> row_temperature, column_temperature, class_weight, row_factor, row_lam;
   Acc loss = 0;
   unsigned counter = 77;  // whatever was there
@@ -47,11 +47,10 @@ struct Problem {
       : features(f),
         rows(rows),
         columns(columns),
-        subset(f.subset ? (columns + 1) / 2 : columns),
         student(rows, columns, columns + layout.student_gap, layout.student_offset),
-        teacher(rows, subset, subset + layout.teacher_gap, layout.teacher_offset),
+        teacher(rows, columns, columns + layout.teacher_gap, layout.teacher_offset),
         student_grad(rows, columns, 0, layout.gradient_offset),
-        teacher_grad(rows, subset, 0, layout.gradient_offset),
+        teacher_grad(rows, columns, 0, layout.gradient_offset),
         soft_target(rows, columns, columns + layout.student_gap),
         row_loss(rows, 1),
         grad_scale(rows, 1) {
@@ -66,9 +65,9 @@ struct Problem {
       return values;
     };
     row_temperature = vector(rows, 1, 5);
-    column_temperature = vector(subset, 0.5, 4);
-    class_weight = vector(subset, 0.1, 3);
-    if (subset > 1) class_weight[static_cast<size_t>(subset) / 2] = 0;
+    column_temperature = vector(columns, 0.5, 4);
+    class_weight = vector(columns, 0.1, 3);
+    if (columns > 1) class_weight[static_cast<size_t>(columns) / 2] = 0;
     row_factor = vector(f.row_factor == 2 ? 1 : rows, 0, 2);
     row_lam = vector(rows, 0, 1);
     for (int64_t n = 0; n < rows; ++n) {
@@ -79,7 +78,6 @@ struct Problem {
       for (int64_t c = 0; c < columns; ++c) sum += soft_target.at(n, c) = Acc(uniform(random));
       for (int64_t c = 0; c < columns; ++c) soft_target.at(n, c) /= Acc(sum);
     }
-    for (int64_t j = 0; j < subset; ++j) classes.push_back(columns - 1 - 2 * j);  // not sorted
     if (kind == Logits::Holes) dig_holes();
   }
 
@@ -87,21 +85,20 @@ struct Problem {
   // infinite), at a target, everywhere; NaN on either side.
   void dig_holes() {
     const double inf = std::numeric_limits<double>::infinity();
-    const auto student_at = [&](int64_t j) { return features.subset ? classes[size_t(j)] : j; };
-    for (int64_t j = 0; j < subset; j += 3) {
+    for (int64_t j = 0; j < columns; j += 3) {
       if (rows > 0) teacher.set(0, j, -inf);
-      if (rows > 1) teacher.set(1, j, -inf), student.set(1, student_at(j), -inf);
+      if (rows > 1) teacher.set(1, j, -inf), student.set(1, j, -inf);
     }
-    if (rows > 2) student.set(2, student_at(subset / 3), -inf), teacher.set(2, subset / 3, 9);
+    if (rows > 2) student.set(2, columns / 3, -inf), teacher.set(2, columns / 3, 9);
     if (rows > 3) student.set(3, target[3], -inf);
     for (int64_t c = 0; c < columns && rows > 4; ++c) student.set(4, c, -inf);
-    for (int64_t j = 0; j < subset && rows > 5; ++j) teacher.set(5, j, -inf);
-    if (rows > 6) student.set(6, student_at(subset - 1), std::nan(""));
-    if (rows > 7) teacher.set(7, subset - 1, std::nan(""));
+    for (int64_t j = 0; j < columns && rows > 5; ++j) teacher.set(5, j, -inf);
+    if (rows > 6) student.set(6, columns - 1, std::nan(""));
+    if (rows > 7) teacher.set(7, columns - 1, std::nan(""));
     // The student's -inf meets a teacher's probability that turns out to be 0 only later.
-    for (int64_t j = 0; j < std::min<int64_t>(8, subset - 1) && rows > 8; ++j) {
+    for (int64_t j = 0; j < std::min<int64_t>(8, columns - 1) && rows > 8; ++j) {
       teacher.set(8, j, -60000);
-      student.set(8, student_at(j), -inf);
+      student.set(8, j, -inf);
     }
   }
 
@@ -111,12 +108,10 @@ struct Problem {
     DistillationParams<Acc> p{};
     p.rows = rows;
     p.columns = columns;
-    p.subset = subset;
     p.student = student.data();
     p.student_stride = student.stride();
     p.teacher = teacher.data();
     p.teacher_stride = teacher.stride();
-    p.classes = features.subset ? classes.data() : nullptr;
     p.temperature = Acc(features.temperature);
     p.row_temperature = features.row_temperature ? row_temperature.data() : nullptr;
     p.column_temperature = features.column_temperature ? column_temperature.data() : nullptr;
@@ -179,8 +174,8 @@ void compare(Problem<Storage>& problem) {
     };
     std::vector<double> a, b, s;
     double largest = 0, coldest = inf;
-    for (int64_t j = 0; j < p.subset; ++j) {
-      const double x = problem.student(n, p.classes ? p.classes[j] : j), t = problem.teacher(n, j);
+    for (int64_t j = 0; j < p.columns; ++j) {
+      const double x = problem.student(n, j), t = problem.teacher(n, j);
       a.push_back(x / temperature(j));
       b.push_back(t / temperature(j) + (p.class_weight ? std::log(double(p.class_weight[j])) : 0));
       if (std::isfinite(x)) largest = std::max(largest, std::fabs(x));
@@ -221,7 +216,7 @@ void compare(Problem<Storage>& problem) {
     const double rounded =
         check::kRounding<Accumulate<Storage>> *
         (std::is_same_v<Storage, double> || p.class_weight || p.column_temperature ||
-                 problem.features.teacher_grad || p.classes || p.soft_target
+                 problem.features.teacher_grad || p.soft_target
              ? 4 * largest / coldest
              : 0);
     const double tolerance = check::kArithmetic<Storage> + rounded;
@@ -252,9 +247,8 @@ void compare(Problem<Storage>& problem) {
     if (p.student_grad) {
       std::vector<double> want(s.size(), 0);
       for (size_t j = 0; j < a.size(); ++j) {
-        const size_t c = p.classes ? size_t(p.classes[j]) : j;
-        const double q = s[c] == -inf ? 0 : teacher.value[j];
-        want[c] = f * k / temperature(int64_t(j)) * (student.value[j] - q) + 0 * teacher.value[j];
+        const double q = s[j] == -inf ? 0 : teacher.value[j];
+        want[j] = f * k / temperature(int64_t(j)) * (student.value[j] - q) + 0 * teacher.value[j];
       }
       for (size_t c = 0; c < s.size() && has_ce; ++c) {
         want[c] += f * (mass * plain.value[c] - (s[c] == -inf ? 0 : y[c]));
@@ -314,22 +308,20 @@ void run_and_compare(const Features& features, int64_t rows, int64_t columns,
 
 const Features kFast[] = {
     {"kd"},
-    {"kd without gradient", 2, false, false, true, false, 1, Ce::None, false},
-    {"kd, row temperature and factor", 2, true, false, false, false, 1, Ce::None},
-    {"kd, weights, no reduction", 3, false, false, true, false, 0, Ce::None, true, false, false},
-    {"bkd, T=1", 1, false, false, false, false, 2, Ce::Hard},
-    {"bkd, T=2", 2, false, false, true, false, 0, Ce::Hard},
-    {"bkd, T=4, mixup by row", 4, false, false, true, false, 1, Ce::RowMixup},
-    {"bkd, T=3, mixup", 3, false, false, true, false, 0, Ce::Mixup},
+    {"kd without gradient", 2, false, false, true, 1, Ce::None, false},
+    {"kd, row temperature and factor", 2, true, false, false, 1, Ce::None},
+    {"kd, weights, no reduction", 3, false, false, true, 0, Ce::None, true, false, false},
+    {"bkd, T=1", 1, false, false, false, 2, Ce::Hard},
+    {"bkd, T=2", 2, false, false, true, 0, Ce::Hard},
+    {"bkd, T=4, mixup by row", 4, false, false, true, 1, Ce::RowMixup},
+    {"bkd, T=3, mixup", 3, false, false, true, 0, Ce::Mixup},
 };
 const Features kGeneral[] = {
-    {"subset", 2, false, false, true, true, 1},
-    {"subset, column temperature, teacher gradient", 2, false, true, false, true, 0, Ce::None, true,
-     true},
-    {"column temperature", 2, false, true, true, false, 1},
-    {"teacher gradient alone", 2, true, false, true, false, 0, Ce::None, false, true},
-    {"bkd, soft target", 2, false, false, true, false, 0, Ce::Soft},
-    {"bkd, hard target, both gradients", 3, true, false, true, false, 1, Ce::Mixup, true, true},
+    {"column temperature, teacher gradient", 2, false, true, false, 0, Ce::None, true, true},
+    {"column temperature", 2, false, true, true, 1},
+    {"teacher gradient alone", 2, true, false, true, 0, Ce::None, false, true},
+    {"bkd, soft target", 2, false, false, true, 0, Ce::Soft},
+    {"bkd, hard target, both gradients", 3, true, false, true, 1, Ce::Mixup, true, true},
 };
 
 // The shapes: each side of every limit between kernels, and rows that start anywhere.
@@ -351,7 +343,7 @@ void every_shape() {
   }
   for (int64_t columns : large_shapes()) {
     for (int i : {0, 1, 5, 7}) run_and_compare<Storage>(kFast[i], 2, columns);
-    for (int i : {0, 5}) run_and_compare<Storage>(kGeneral[i], 2, columns);
+    for (int i : {0, 4}) run_and_compare<Storage>(kGeneral[i], 2, columns);
   }
 }
 
@@ -366,7 +358,7 @@ void other_layouts() {
   for (const Layout& layout : layouts) {
     for (int64_t columns : {10, 100, 365, 1030, check::kReduced ? 1500 : 7003}) {
       for (int i : {0, 5, 7}) run_and_compare<Storage>(kFast[i], 3, columns, layout);
-      run_and_compare<Storage>(kGeneral[5], 3, columns, layout);
+      run_and_compare<Storage>(kGeneral[4], 3, columns, layout);
     }
   }
 }
@@ -412,14 +404,11 @@ void no_rows() {
 
 void bad_targets() {
   for (int64_t bad : {-1, 100}) {
-    for (const Features& features : {kFast[4], kGeneral[5]}) {
+    for (const Features& features : {kFast[4], kGeneral[4]}) {
       Problem<float> problem(features, 3, 100, {}, Logits::Normal);
       problem.target[1] = bad;
       check::fails_with("target out of range", [&] { problem.run(); });
     }
-    Problem<float> problem(kGeneral[0], 3, 100, {}, Logits::Normal);
-    problem.classes[3] = bad;
-    check::fails_with("class out of range", [&] { problem.run(); });
   }
 }
 
@@ -442,7 +431,7 @@ void many_rows() {
     run_and_compare<float>(kFast[5], 9, columns);
     run_and_compare<BFloat16>(kFast[7], 9, columns, {0, 3, 0, 0, 0});
   }
-  run_and_compare<Half>(kGeneral[5], 9, 4500);
+  run_and_compare<Half>(kGeneral[4], 9, 4500);
   simt::settings.multiprocessors = 4;
 }
 
@@ -454,7 +443,7 @@ void rows_far_apart() {
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (!check::that(memory != MAP_FAILED, "no address space for the test")) return;
   BFloat16* const far = static_cast<BFloat16*>(memory);
-  for (const Features& features : {kFast[5], kGeneral[5]}) {
+  for (const Features& features : {kFast[5], kGeneral[4]}) {
     Problem<BFloat16> near(features, 2, kColumns, {}, Logits::Normal);
     check::that(!near.run(), "an error");
     const std::vector<char> want = near.student_grad.bytes();
@@ -515,7 +504,7 @@ int main() {
   });
   check::test("many rows", many_rows);
   check::test("no rows", no_rows);
-  check::test("targets and classes out of range", bad_targets);
+  check::test("targets out of range", bad_targets);
   check::test("calls that are refused", refusals);
   check::test("rows more than 2^31 values apart", rows_far_apart);
   if (!check::kReduced) {

@@ -14,7 +14,6 @@ distillation = torch.ops.ltkernels.distillation.default
 def _(
     student: Tensor,
     teacher: Tensor,
-    classes: Tensor | None,
     temperature: float,
     row_temperature: Tensor | None,
     column_temperature: Tensor | None,

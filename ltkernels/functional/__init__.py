@@ -1,23 +1,17 @@
 """Losses and routing as functions, drop-in for `torch.nn.functional`'s.
 
-`kd_loss`, `bkd_loss` and `adjusted_cross_entropy` are fused: a call takes the kernel of its
-tensors' device, and the definition of the same name in `ltkernels.reference` where there is none
-(other devices, forward-mode AD, torch.func transforms, an input the kernel has no gradient for).
-The ops on several experts have no kernel yet; here they are their definitions.
+Each is fused: a call takes the kernel of its tensors' device, and the definition of the same name
+in `ltkernels.reference` where there is none (other devices, forward-mode AD, torch.func transforms,
+an input the kernel has no gradient for).
 """
 
-from ..reference import (
-    collaborative_kd_loss,
-    diversity_loss,
-    info_nce,
-    knowledge_balance_weight,
-    ride_loss,
-    routing_loss,
-    routing_target,
-    topz_gate,
-)
 from .adjusted_cross_entropy import adjusted_cross_entropy
+from .collaboration import collaborative_kd_loss
+from .contrast import info_nce
 from .distillation import bkd_loss, kd_loss
+from .diversity import diversity_loss, ride_loss
+from .knowledge_balance import knowledge_balance_weight
+from .routing import route_experts, routing_loss, routing_target, topz_gate
 
 __all__ = [
     "adjusted_cross_entropy",
@@ -28,6 +22,7 @@ __all__ = [
     "kd_loss",
     "knowledge_balance_weight",
     "ride_loss",
+    "route_experts",
     "routing_loss",
     "routing_target",
     "topz_gate",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-
-from .. import _checks
 
 
 def constant(x: Tensor, logits: Tensor) -> Tensor:
     """`x` as the kernels read it: contiguous, in the dtype of the arithmetic on `logits`."""
-    dtype = _checks.compute_dtype(logits)
-    if x.dtype == dtype and not x.requires_grad and x.is_contiguous():
-        return x  # three calls fewer, which small batches feel
-    return x.detach().to(dtype).contiguous()
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    # Only what is needed: small batches feel every call.
+    if x.requires_grad:
+        x = x.detach()
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    return x.contiguous()

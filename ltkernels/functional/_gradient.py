@@ -31,15 +31,19 @@ def scaled(op: str, loss: Tensor, gradient: Tensor, upstream: Tensor, scale: Ten
     if torch._C._are_functorch_transforms_active():  # is_grads_batched=True: a vmap of backwards
         return _product_by_definition(gradient, upstream, scale)
     one = (
-        _checks.can_read_values(upstream)  # reading another device's value would wait for it
-        and upstream.dim() == 0
+        upstream.dim() == 0
         and scale.numel() == 0
+        and _checks.can_read_values(upstream)  # reading another device's value would wait for it
         and upstream.item() == 1.0
     )
     result = gradient if one else _product(gradient, upstream, scale)
     # Grad mode in a backward pass is create_graph=True.
-    if torch.is_grad_enabled():
-        result = _OnceDifferentiable.apply(result, loss, upstream, op)  # type: ignore[no-untyped-call]
+    return once_differentiable(op, result, loss, upstream) if torch.is_grad_enabled() else result
+
+
+def once_differentiable(op: str, gradient: Tensor, loss: Tensor, upstream: Tensor) -> Tensor:
+    """The gradient, which says on the way back that it has none of its own."""
+    result = _OnceDifferentiable.apply(gradient, loss, upstream, op)  # type: ignore[no-untyped-call]
     assert isinstance(result, Tensor)
     return result
 

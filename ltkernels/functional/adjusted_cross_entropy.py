@@ -27,7 +27,7 @@ def adjusted_cross_entropy(
     ignore_index: int = -100,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    _checks.adjusted_cross_entropy(
+    given = (
         logits,
         target,
         scale,
@@ -39,6 +39,7 @@ def adjusted_cross_entropy(
         ignore_index,
         reduction,
     )
+    _checks.adjusted_cross_entropy(*given, values=False)
     if not _backend.use_fused("adjusted_cross_entropy", logits, margin, bias):
         return reference.adjusted_cross_entropy(
             logits,
@@ -65,10 +66,14 @@ def adjusted_cross_entropy(
         _ops.REDUCTION_CODE[reduction],
         gradient,
     )
-    if gradient:
-        loss = _AdjustedCrossEntropy.apply(logits, rest)  # type: ignore[no-untyped-call]
-    else:
-        loss = _ops.adjusted_cross_entropy(logits, *rest)[0]
+    try:
+        if gradient:
+            loss = _AdjustedCrossEntropy.apply(logits, rest)  # type: ignore[no-untyped-call]
+        else:
+            loss = _ops.adjusted_cross_entropy(logits, *rest)[0]
+    except RuntimeError:
+        _checks.adjusted_cross_entropy(*given)
+        raise
     assert isinstance(loss, Tensor)
     return loss
 

@@ -93,14 +93,14 @@ class LFMELoss(Reweighted):
     @property
     def subsets(self) -> tuple[Tensor, ...]:
         """The classes of each expert, int64, in the order the experts are given."""
-        return tuple(self.get_buffer(f"classes_{name}") for name in self.subset_names)
+        return tuple(getattr(self, f"classes_{name}") for name in self.subset_names)
 
     def forward(
         self,
         logits: Tensor,
         target: Tensor,
         expert_logits: Sequence[Tensor],
-        expert_weight: Sequence[float] | Tensor | None = None,
+        expert_weight: Sequence[float] | Sequence[Tensor] | Tensor | None = None,
         instance_weight: Tensor | None = None,
     ) -> Tensor:
         """The loss of a batch.
@@ -119,13 +119,20 @@ class LFMELoss(Reweighted):
                     f"`LFMELoss`: expected `{argument}` of L = {experts} experts "
                     f"{self.subset_names}, got {len(given)}"
                 )
+        weight = _numbers_or_vector(expert_weight, logits)
         student, loss = self._student_and_cross_entropy(logits, target, instance_weight)
-        for i, (classes, teacher) in enumerate(zip(self.subsets, expert_logits, strict=True)):
-            divergence = self._distillation(student, teacher, classes)
-            if expert_weight is not None:
-                w = expert_weight[i]  # schedules give float64
-                divergence = divergence * (w.to(loss.dtype) if isinstance(w, Tensor) else w)
-            loss = loss + divergence
+        divergence = F.kd_loss(
+            student,
+            expert_logits,
+            self.T,
+            classes=self.subsets,
+            subset_weight=weight,
+            t2=self.t2,
+            reduction=self.reduction,
+        )
+        loss = loss + divergence
+        if self.form == "ce":
+            loss = loss + self._entropy(expert_logits, weight, loss.dtype)
         return loss
 
     def _student_and_cross_entropy(
@@ -144,16 +151,22 @@ class LFMELoss(Reweighted):
         row_loss = v * F.adjusted_cross_entropy(logits, target, reduction="none")
         return logits, reduce(row_loss, self.reduction)
 
-    def _distillation(self, student: Tensor, teacher: Tensor, classes: Tensor) -> Tensor:
-        divergence = F.kd_loss(
-            student, teacher, self.T, classes=classes, t2=self.t2, reduction=self.reduction
-        )
-        if self.form == "kl":
-            return divergence
-        q = torch.softmax(teacher.detach().to(divergence.dtype) / self.T, dim=1)
-        entropy = torch.special.entr(q).sum(dim=1)
+    def _entropy(
+        self,
+        expert_logits: Sequence[Tensor],
+        expert_weight: Sequence[float] | Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """What the cross-entropy has more than the divergence: a constant, the experts' entropy."""
         factor = self.T**2 if self.t2 is True else 1.0 if self.t2 is False else self.t2
-        return divergence + factor * reduce(entropy, self.reduction)
+        rows = [
+            torch.special.entr(torch.softmax(x.detach().to(dtype) / self.T, dim=1)).sum(dim=1)
+            for x in expert_logits
+        ]
+        weights = [1.0] * len(rows) if expert_weight is None else expert_weight
+        total = sum(w * row for w, row in zip(weights, rows, strict=True))
+        assert isinstance(total, Tensor)
+        return factor * reduce(total, self.reduction)
 
     def extra_repr(self) -> str:
         sizes = ", ".join(
@@ -164,3 +177,18 @@ class LFMELoss(Reweighted):
             f"{sizes}, T={self.T:g}, instance_weight_on={self.instance_weight_on!r}, "
             f"form={self.form!r}, reduction={self.reduction!r}"
         )
+
+
+def _numbers_or_vector(
+    weight: Sequence[float] | Sequence[Tensor] | Tensor | None, logits: Tensor
+) -> Sequence[float] | Tensor | None:
+    """Expert weights as `kd_loss` takes them, from what `schedules.expert_weight` gives."""
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor):
+        if not any(isinstance(w, Tensor) for w in weight):
+            return weight  # type: ignore[return-value]
+        weight = torch.stack([torch.as_tensor(w) for w in weight])
+    if weight.device != logits.device and weight.device.type == "cpu":
+        return weight.tolist()  # numbers travel with the call, a tensor would wait for a copy
+    return weight if weight.is_floating_point() else weight.to(torch.float32)

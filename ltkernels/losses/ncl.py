@@ -13,7 +13,6 @@ from .. import _checks
 from .. import functional as F
 from .._checks import ClassCounts, ExpertReduction, Experts, Reduction
 from ..reference._rows import log_softmax_rows, reduce
-from ..reference.diversity import over_experts
 from ..schedules import Preset, check_preset
 from ._base import Reweighted, required_counts
 
@@ -127,10 +126,16 @@ class NCLLoss(Reweighted):
         self, logits: Sequence[Tensor], target: Tensor, ce_ratio: float, factor: float
     ) -> Tensor:
         """ce_ratio times the cross-entropies, plus factor times the mutual distillation."""
-        loss = ce_ratio * over_experts(
-            [F.adjusted_cross_entropy(a, target, reduction=self.reduction) for a in logits], "sum"
+        # Mutual distillation without the epsilon is RIDE's pairwise diversity with another sign.
+        one_pass = self.eps == 0 and ce_ratio != 0
+        loss = ce_ratio * F.ride_loss(
+            logits,
+            target,
+            diversity_factor=factor / ce_ratio if one_pass else 0.0,
+            pairwise=True,
+            reduction=self.reduction,
         )
-        if factor == 0 or len(logits) == 1:
+        if one_pass or factor == 0 or len(logits) == 1:
             return loss
         return loss + factor * self._mutual_distillation(logits)
 

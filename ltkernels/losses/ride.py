@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import _checks
 from .. import functional as F
 from .._checks import ClassCounts, ExpertReduction, Experts, Reduction
-from ..reference.diversity import mean_logits, over_experts
+from ..reference.diversity import over_experts
 from ..schedules import Preset, check_preset, diversity_temperature, ldam_margin
 from ._base import ClassWeight, Reweighted, _check_epoch, counts_of
 
@@ -208,23 +208,27 @@ class RIDELoss(Reweighted):
             assert isinstance(output_logits, Tensor)
             return F.adjusted_cross_entropy(output_logits, target, reduction=self.reduction)
         temperature = self._temperature(target)
-        factor = self.additional_diversity_factor
-        if factor == 0 or self._is_one_pass():
+        factor = self._one_pass_factor(temperature)
+        if factor is not None:
             loss = self._classification(experts, target, temperature, factor)
             return loss if self.base_loss_factor == 1 else self.base_loss_factor * loss
-        loss = factor * self._diversity(experts, temperature)
+        loss = self.additional_diversity_factor * self._diversity(experts, temperature)
         if self.base_loss_factor == 0:
             return loss
         return loss + self.base_loss_factor * self._classification(experts, target, temperature, 0)
 
-    def _is_one_pass(self) -> bool:
-        """Whether the whole loss is one call of `F.ride_loss`."""
-        return (
-            self.base_loss_factor == 1
-            and self.t2 is True
-            and (self.mean_over == "weights" or self.reduction != "mean")
-            and self._is_plain_diversity()
-        )
+    def _one_pass_factor(self, temperature: float | Tensor) -> float | None:
+        """The diversity factor with which one call of `F.ride_loss`, times b, is the whole loss."""
+        if self.additional_diversity_factor == 0:
+            return 0.0
+        if self.base_loss_factor == 0 or not self._is_plain_diversity():
+            return None
+        factor = self.additional_diversity_factor / self.base_loss_factor
+        if self.t2 is True:
+            return factor
+        if isinstance(temperature, Tensor):  # whose square ride_loss brings along
+            return None
+        return factor * (self.t2 or float(self.t2 is False)) / temperature**2
 
     def _is_plain_diversity(self) -> bool:
         """Whether the diversity is that of `F.diversity_loss`, whose mean is a constant.
@@ -243,7 +247,7 @@ class RIDELoss(Reweighted):
 
     def _classification(
         self,
-        experts: tuple[Tensor, ...],
+        experts: Experts,
         target: Tensor,
         temperature: float | Tensor,
         diversity_factor: float,
@@ -263,7 +267,7 @@ class RIDELoss(Reweighted):
         )
         return loss / len(target) if by_samples else loss
 
-    def _diversity(self, experts: tuple[Tensor, ...], temperature: float | Tensor) -> Tensor:
+    def _diversity(self, experts: Experts, temperature: float | Tensor) -> Tensor:
         if self._is_plain_diversity():
             return F.diversity_loss(
                 experts,
@@ -273,7 +277,7 @@ class RIDELoss(Reweighted):
                 expert_reduction=self.expert_reduction,
                 reduction=self.reduction,
             )
-        mean = mean_logits(experts)
+        mean = _mean(experts)
         if self.detach_mean:
             mean = mean.detach()
         terms = [
@@ -394,8 +398,8 @@ class RIDEDistillLoss(nn.Module):
             loss = loss + self.ride_loss_factor * self.ride_loss(experts, target)
         return len(experts) * loss if self.repeat else loss
 
-    def _distillation(self, experts: tuple[Tensor, ...], teacher: Tensor) -> Tensor:
-        students = (mean_logits(experts),) if self.distill_on == "mean" else experts
+    def _distillation(self, experts: Experts, teacher: Tensor) -> Tensor:
+        students = [_mean(experts)] if self.distill_on == "mean" else experts
         terms = [
             F.kd_loss(z, teacher, self.distill_temperature, reduction=self.ride_loss.reduction)
             for z in students
@@ -411,14 +415,35 @@ class RIDEDistillLoss(nn.Module):
 
 def experts_of(
     loss: str, output_logits: Tensor | Experts, extra_info: Mapping[str, Any] | None
-) -> tuple[Tensor, ...] | None:
-    """The experts' logits of either call form; None where there is one tensor `[N, C]` alone."""
+) -> Experts | None:
+    """The experts' logits of either call form; None where there is one tensor `[N, C]` alone.
+
+    One tensor `[K, N, C]` stays one: its views would be stacked again by autograd.
+    """
     if extra_info is not None:
         if "logits" not in extra_info:
             raise ValueError(
                 f"`{loss}`: expected `extra_info` to hold 'logits', got {sorted(extra_info)}"
             )
-        return _checks.expert_logits(loss, "extra_info['logits']", extra_info["logits"])
+        return _checked(loss, "extra_info['logits']", extra_info["logits"])
     if isinstance(output_logits, Tensor) and output_logits.dim() == 2:
         return None
-    return _checks.expert_logits(loss, "expert_logits", output_logits)
+    return _checked(loss, "expert_logits", output_logits)
+
+
+def _checked(loss: str, name: str, value: Any) -> Experts:
+    if isinstance(value, Tensor):
+        _checks.expert_logits(loss, name, value.detach())
+        return value
+    return _checks.expert_logits(loss, name, value)
+
+
+def _mean(experts: Experts) -> Tensor:
+    """`mean_logits` without a stack of K tensors."""
+    dtype = _checks.compute_dtype(experts[0])
+    if isinstance(experts, Tensor):
+        return experts.mean(dim=0, dtype=dtype)
+    total = experts[0].to(dtype)
+    for z in experts[1:]:
+        total = total + z
+    return total / len(experts)

@@ -9,7 +9,7 @@ from .collaboration import collaborative_kd_loss, knowledge_balance_weight
 from .contrast import info_nce
 from .distillation import bkd_loss, kd_loss
 from .diversity import diversity_loss, ride_loss
-from .routing import routing_loss, routing_target, topz_gate
+from .routing import route_experts, routing_loss, routing_target, topz_gate
 
 __all__ = [
     "adjusted_cross_entropy",
@@ -20,6 +20,7 @@ __all__ = [
     "kd_loss",
     "knowledge_balance_weight",
     "ride_loss",
+    "route_experts",
     "routing_loss",
     "routing_target",
     "topz_gate",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,10 +14,11 @@ from ._rows import NEG_INF, empty_rows, log_softmax_rows, reduce, weighted
 
 def kd_loss(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | Sequence[Tensor],
     temperature: Temperature = 1.0,
     *,
-    classes: Tensor | None = None,
+    classes: Tensor | Sequence[Tensor] | None = None,
+    subset_weight: Sequence[float] | Tensor | None = None,
     sample_weight: Tensor | None = None,
     t2: bool | float = True,
     detach_teacher: bool = True,
@@ -27,22 +30,32 @@ def kd_loss(
         L_n = v_n T^2 \sum_c q_{nc} (\log q_{nc} - \log p_{nc}), \quad
         p = \mathrm{softmax}(z^s / T), \quad q = \mathrm{softmax}(z^t / T)
 
+    With `classes`, c runs over a subset of the classes and so do both softmaxes; several subsets,
+    each with its teacher, make the weighted sum of their divergences:
+
+    .. math::
+        L_n = v_n \sum_l w_l T^2 \, \mathrm{KL}\big(\mathrm{softmax}(z^{t_l} / T) \,\Vert\,
+              \mathrm{softmax}(z^s|_{S_l} / T)\big)
+
     A term with q = 0 is 0. A student logit of -inf where q > 0 makes its row +inf; such a row has
     no gradient to the teacher. The gradient of a -inf logit is 0. A row whose student or teacher
-    has no finite logit is NaN, in its loss and its gradients, and no other row is (a -inf logit
-    of a teacher that has finite ones keeps the gradient 0).
+    has no finite logit (of a subset) is NaN, in its loss and its gradients (of the subset), and no
+    other row is (a -inf logit of a teacher that has finite ones keeps the gradient 0).
 
     Args:
         student: logits `[N, C]`.
-        teacher: logits `[N, C]`, or `[N, S]` where `classes` is given.
+        teacher: logits `[N, C]`; where `classes` is given `[N, S]`, or a sequence of L tensors
+            `[N, S_l]`.
         temperature: a number, a one-element tensor, `[C]` (one a class column) or `[N, 1]` (one a
             sample); > 0.
-        classes: int64 `[S]`, distinct columns of the student the teacher knows. The student is
-            re-normalised over them (LFME); a `[C]` temperature is gathered along.
-        sample_weight: `[N]`, multiplies the rows; "mean" still divides by N.
-        t2: True for the factor T^2 (mean(T)^2 for `[C]`, per row for `[N, 1]`), False for none,
-            a number for that number.
-        detach_teacher: whether the teacher is a constant.
+        classes: int64 `[S]`, distinct columns of the student the teacher knows, or a sequence of L
+            such tensors `[S_l]`, which may overlap. The student is re-normalised over each (LFME);
+            a `[C]` temperature is gathered along.
+        subset_weight: w, L numbers or a constant `[L]`; None for ones.
+        sample_weight: v, `[N]`, multiplies the rows; "mean" still divides by N.
+        t2: True for the factor T^2 (mean(T)^2 for `[C]`, over the classes of each subset; per row
+            for `[N, 1]`), False for none, a number for that number.
+        detach_teacher: whether the teachers are constants.
         reduction: "mean" over N, "sum", or "none" (`[N]`).
 
     Returns:
@@ -55,19 +68,25 @@ def kd_loss(
     Source: Hinton et al., "Distilling the knowledge in a neural network", 2015; with `classes`
     and `t2=False`: Xiang et al., "Learning from multiple experts", ECCV 2020, sec. 4.2.
     """
-    kind = _checks.kd_loss(student, teacher, temperature, classes, sample_weight, t2, reduction)
-    dtype = _checks.compute_dtype(student, teacher)
-    student, teacher = student.to(dtype), teacher.to(dtype)
-    temperature = _as(dtype, temperature, kind)
+    kind, teachers, subsets = _checks.kd_loss(
+        student, teacher, temperature, classes, subset_weight, sample_weight, t2, reduction
+    )
     if classes is not None:
-        student = student.index_select(1, classes)
-        if kind == "class" and isinstance(temperature, Tensor):
-            temperature = temperature.index_select(0, classes)
-    if detach_teacher:
-        teacher = teacher.detach()
+        _checks.kd_classes(classes, student.shape[1])
+    dtype = _checks.compute_dtype(student, *teachers)
+    student, temperature = student.to(dtype), _as(dtype, temperature, kind)
+    weights = _weights(subset_weight, len(teachers), dtype)
 
-    row_loss = _kl_terms(student, teacher, temperature).sum(dim=1)
-    row_loss = row_loss * _factor(t2, temperature, kind)
+    row_loss = student.new_zeros(student.shape[0])
+    for i, (t, w) in enumerate(zip(teachers, weights, strict=True)):
+        t = t.to(dtype).detach() if detach_teacher else t.to(dtype)
+        s, part_temperature = student, temperature
+        if subsets:
+            s = student.index_select(1, subsets[i])
+            if kind == "class" and isinstance(temperature, Tensor):
+                part_temperature = temperature.index_select(0, subsets[i])
+        divergence = _kl_terms(s, t, part_temperature).sum(dim=1)
+        row_loss = row_loss + w * _factor(t2, part_temperature, kind) * divergence
     if sample_weight is not None:
         row_loss = row_loss * sample_weight.to(dtype)
     return reduce(row_loss, reduction)
@@ -155,7 +174,7 @@ def kl_per_class(
     `bkd_loss`.
     """
     dtype = _checks.compute_dtype(student, teacher)
-    kind = _checks.kd_loss(student, teacher, temperature, None, None, False, "mean")
+    kind, _, _ = _checks.kd_loss(student, teacher, temperature, None, None, None, False, "mean")
     temperature = _as(dtype, temperature, kind)
     log_weight = None if class_weight is None else class_weight.detach().to(dtype).log()
     student, teacher = student.to(dtype), teacher.to(dtype).detach()
@@ -181,6 +200,16 @@ def _kl_terms(
     infinite = ((q > 0) & (log_p == NEG_INF)).any(dim=1, keepdim=True)
     q, log_q = torch.where(infinite, q.detach(), q), torch.where(infinite, log_q.detach(), log_q)
     return q * torch.where(q == 0, 0.0, log_q - log_p)
+
+
+def _weights(
+    subset_weight: Sequence[float] | Tensor | None, subsets: int, dtype: torch.dtype
+) -> Sequence[float | Tensor]:
+    if subset_weight is None:
+        return (1.0,) * subsets
+    if isinstance(subset_weight, Tensor):
+        return subset_weight.detach().to(dtype).unbind()
+    return subset_weight
 
 
 def _nll(log_prob: Tensor, target: Tensor) -> Tensor:

@@ -192,7 +192,11 @@ def pairwise_kl(
 
 @torch.no_grad()
 def _infinite_rows(experts: Sequence[Tensor], temperature: Temperature) -> Tensor:
-    """Rows with a class that has probability for one expert and none for another: [N, 1]."""
+    """Rows with a class that has probability for one expert and none for another: [N, 1].
+
+    Not the rows that are NaN, whose gradients are NaN through either distribution.
+    """
     log_p = torch.stack([log_softmax_rows(z, temperature) for z in experts])  # [K, N, C]
     held, lacking = (log_p.exp() > 0).any(dim=0), (log_p == NEG_INF).any(dim=0)
-    return (held & lacking).any(dim=1, keepdim=True)
+    missing = log_p.isnan().any(dim=0)
+    return (held & lacking).any(dim=1, keepdim=True) & ~missing.any(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Definitions of `topz_gate`, `routing_loss` and `routing_target`."""
+"""Definitions of `topz_gate`, `routing_loss`, `routing_target` and `route_experts`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def topz_gate(
         g_n = W_2 \big( \mathrm{top}_z(l_n) \oplus
               \mathrm{relu}(W_1 v_n / \lVert v_n \rVert + b_1) \big) + b_2
 
-    The z largest logits are sorted descending, in the order of `torch.topk`, NaN first; which of
-    several equal logits gets the gradient is `torch.topk`'s choice. A -inf among them adds nothing
-    and has no gradient. A row without a finite logit is NaN. The norm is at least 1e-12.
+    The z largest logits are sorted descending, NaN first, as `torch.topk` has them; of equal logits
+    the one of the lowest class comes first. A -inf among them adds nothing and has no gradient. A
+    row without a finite logit is NaN. The norm is at least 1e-12.
 
     Args:
         logits: l, `[N, C]`; RIDE takes the mean of the experts so far.
@@ -54,7 +54,7 @@ def topz_gate(
     logits, feature = logits.to(dtype), feature.to(dtype)
     w1, b1, w2, b2 = (x.to(dtype) for x in (w1, b1, w2, b2))
     with torch.autocast(logits.device.type, enabled=False):
-        top = logits.topk(z, dim=1).values
+        top = logits.sort(dim=1, descending=True, stable=True).values[:, :z]
         nothing = torch.where(empty_rows(logits), float("nan"), 0.0).to(dtype)
         top = torch.where(top == NEG_INF, nothing, top)
         hidden = relu(linear(normalize(feature, dim=1), w1, b1))
@@ -117,7 +117,67 @@ def routing_target(expert_logits: Experts, target: Tensor) -> Tensor:
     """
     experts = _checks.routing_target(expert_logits, target)
     dtype = _checks.compute_dtype(*experts)
-    together = torch.stack([z.detach().to(dtype) for z in experts]).cumsum(dim=0)  # [K, N, C]
-    right = together.argmax(dim=2) == target  # [K, N]
+    together = torch.zeros((), dtype=dtype, device=target.device)
+    predictions = []
+    for logits in experts:
+        together = together + logits.detach().to(dtype)  # their mean has the same maximum
+        predictions.append(together.argmax(dim=1))
+    right = torch.stack(predictions) == target  # [K, N]
     right_from = right.flip(0).cumsum(dim=0).flip(0) > 0  # by expert i or a later one
     return ~right[:-1] & right_from[1:]
+
+
+@torch.no_grad()
+def route_experts(
+    expert_logits: Experts,
+    features: Experts,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    z: int = 30,
+    threshold: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    r"""RIDE at test time: each sample's mean logits over the experts that its routers ask.
+
+    .. math::
+        m_{in} = \frac{1}{i} \sum_{j \le i} l_{jn}, \qquad
+        k_n = \min\{ i : i = K \text{ or not } g_i(m_{in}, v_{in}) > t \}, \qquad
+        \text{logits}_n = m_{k_n n}
+
+    with g_i as in `topz_gate`. For evaluation, with the outputs of all experts at hand: there is
+    no gradient. A gate that is NaN stops its sample.
+
+    Args:
+        expert_logits: l, K tensors `[N, C]` or one `[K, N, C]`, in the order they are asked.
+        features: v, of the first K - 1 experts, `[N, D]` each, as a sequence or one tensor; those
+            of the last may come along.
+        w1: `[K - 1, h, D]`.
+        b1: `[K - 1, h]`.
+        w2: `[1, z + h]`, which all routers share as in RIDE, or `[K - 1, 1, z + h]`.
+        b2: `[1]`, or `[K - 1, 1]`.
+        z: 1..C; 30 for CIFAR.
+        threshold: t, a logit: 0 is a probability of 1/2.
+
+    Returns:
+        The mean logits, float32 (float64 if logits or features are), `[N, C]`, and the number of
+        experts asked, int64 `[N]`.
+
+    Raises:
+        ValueError, TypeError: for an argument that does not fit.
+
+    Source: Wang et al., "Long-tailed recognition by routing diverse distribution-aware experts",
+    ICLR 2021, sec. 3.3, and its code.
+    """
+    experts, gates = _checks.route_experts(expert_logits, features, w1, b1, w2, b2, z, threshold)
+    dtype = _checks.compute_dtype(*experts, *gates)
+    together = experts[0].to(dtype)
+    used = torch.ones(together.shape[0], dtype=torch.int64, device=together.device)
+    going = torch.ones_like(used, dtype=torch.bool)
+    for i, feature in enumerate(gates):
+        own_w2, own_b2 = (w2[i], b2[i]) if w2.dim() == 3 else (w2, b2)
+        gate = topz_gate(together / (i + 1), feature.to(dtype), w1[i], b1[i], own_w2, own_b2, z)
+        going = going & (gate > threshold)
+        together = torch.where(going.unsqueeze(1), together + experts[i + 1].to(dtype), together)
+        used = used + going
+    return together / used.unsqueeze(1), used

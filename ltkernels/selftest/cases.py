@@ -62,6 +62,8 @@ class Op:
         draw: (random, dtype of the logits) -> arguments.
         data: the arguments whose dtype is that of the logits; the others are constants.
         differentiable: (arguments) -> the names of those with a gradient.
+        parts: (built arguments) -> calls whose losses it is the sum of: each may be infinite or
+            not by an underflow, which a NaN of another one hides.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Op:
     draw: Callable[[Random, torch.dtype], Arguments]
     data: tuple[str, ...]
     differentiable: Callable[[Arguments], tuple[str, ...]]
+    parts: Callable[[Arguments], list[Arguments]] = lambda arguments: [arguments]
 
     @property
     def is_fused(self) -> bool:
@@ -192,6 +195,11 @@ def _target(random: Random, rows: int, classes: int, **options: Any) -> Made:
     return Made(inputs.class_indices, (rows, classes), {**options, "seed": _seed(random)})
 
 
+def _class_subset(random: Random, size: int, classes: int) -> Made:
+    options = {"order": random.choice(["random", "sorted", "neighbours"]), "seed": _seed(random)}
+    return Made(inputs.class_subset, (size, classes), options)
+
+
 def _class_weight(random: Random, classes: int) -> Made:
     return _uniform(random, classes, low=0.01, high=2.0, zeros=random.choice([0.0, 0.1]))
 
@@ -205,15 +213,21 @@ def _reduction(random: Random) -> str:
 
 def _kd_loss(random: Random, dtype: torch.dtype) -> Arguments:
     rows, classes = _shape(random)
-    known: int = classes
-    call: Arguments = {}
-    if _sometimes(random):
-        known = random.randint(1, classes)
-        of = (known, classes)
-        call["classes"] = Made(inputs.class_subset, of, {"seed": _seed(random)})
     other = random.choice([dtype, dtype, dtype, *DTYPES])
-    call["student"] = _logits(random, rows, classes, dtype)
-    call["teacher"] = _logits(random, rows, known, other)
+    call: Arguments = {"student": _logits(random, rows, classes, dtype)}
+    kind = random.choice(["all classes", "a subset", "subsets"])
+    if kind == "all classes":
+        call["teacher"] = _logits(random, rows, classes, other)
+    else:
+        known = [random.randint(1, classes) for _ in range(random.choice([1, 2, 3, 7]))]
+        call["classes"] = [_class_subset(random, size, classes) for size in known]
+        call["teacher"] = [_logits(random, rows, size, other) for size in known]
+        if kind == "a subset":
+            call["classes"], call["teacher"] = call["classes"][0], call["teacher"][0]
+        elif _sometimes(random):
+            call["subset_weight"] = [random.choice([0.0, 1, -0.5, 2.0]) for _ in known]
+        elif _sometimes(random):
+            call["subset_weight"] = _uniform(random, len(known), low=-0.5, high=1.5)
     call["temperature"] = _temperature(random, rows, classes)
     if _sometimes(random):
         call["t2"] = random.choice([False, 3, 0.5])
@@ -222,6 +236,14 @@ def _kd_loss(random: Random, dtype: torch.dtype) -> Arguments:
     if _sometimes(random):
         call["sample_weight"] = _uniform(random, rows, low=-0.5, high=1.5, zeros=0.1)
     return {**call, "reduction": _reduction(random)}
+
+
+def _each_subset(arguments: Arguments) -> list[Arguments]:
+    if not isinstance(arguments["teacher"], list):
+        return [arguments]
+    rest = {k: v for k, v in arguments.items() if k != "subset_weight"}
+    pairs = zip(arguments["teacher"], arguments["classes"], strict=True)
+    return [{**rest, "teacher": teacher, "classes": classes} for teacher, classes in pairs]
 
 
 def _bkd_loss(random: Random, dtype: torch.dtype) -> Arguments:
@@ -276,6 +298,133 @@ def _adjusted_cross_entropy(random: Random, dtype: torch.dtype) -> Arguments:
     return {**call, "reduction": _reduction(random)}
 
 
+def _experts(random: Random, rows: int, classes: int, dtype: torch.dtype) -> list[Made]:
+    """Up to five logit matrices; sometimes one of them twice."""
+    count = random.choice([1, 2, 2, 3, 3, 4, 5])
+    experts = [_logits(random, rows, classes, dtype) for _ in range(count)]
+    if _sometimes(random, 1 / 6):
+        experts[-1] = experts[0]
+    return experts
+
+
+def _ride_loss(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    call: Arguments = {
+        "expert_logits": _experts(random, rows, classes, dtype),
+        "target": _target(random, rows, classes),
+        "temperature": _temperature(random, rows, classes),
+    }
+    if _sometimes(random, 1 / 2):
+        high = random.choice([0.5, 15.0, 200.0])
+        call["margin"] = _uniform(random, classes, low=random.choice([0.0, -high]), high=high)
+    if _sometimes(random, 1 / 2):
+        call["class_weight"] = _class_weight(random, classes)
+    if _sometimes(random):
+        call["diversity_factor"] = random.choice([0, 0.3, -5.0])
+    for flag in ("collaborative", "pairwise"):
+        if _sometimes(random):
+            call[flag] = True
+    if _sometimes(random):
+        call["expert_reduction"] = "mean"
+    return {**call, "reduction": _reduction(random)}
+
+
+def _diversity_loss(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    call: Arguments = {
+        "expert_logits": _experts(random, rows, classes, dtype),
+        "temperature": _temperature(random, rows, classes),
+    }
+    if _sometimes(random, 1 / 2):
+        call["pairwise"] = True
+    if _sometimes(random):
+        call["t2"] = random.choice([False, 3, 0.5, 0])
+    if _sometimes(random):
+        call["expert_reduction"] = "mean"
+    return {**call, "reduction": _reduction(random)}
+
+
+def _collaborative_kd_loss(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    experts = _experts(random, rows, classes, dtype)
+    call: Arguments = {
+        "expert_logits": experts,
+        "temperature": _temperature(random, rows, classes),
+    }
+    if _sometimes(random, 1 / 2):
+        low = random.choice([0.0, -0.5])
+        call["sample_weight"] = _uniform(
+            random, len(experts), rows, low=low, high=1.5, zeros=random.choice([0.1, 0.5])
+        )
+    if _sometimes(random, 1 / 2):
+        call["direction"] = "teacher_first"
+    if _sometimes(random, 1 / 2):
+        call["detach_teacher"] = True
+    return {**call, "reduction": _reduction(random)}
+
+
+def _info_nce(random: Random, dtype: torch.dtype) -> Arguments:
+    # Not as large as logits: a similarity takes all columns.
+    rows = Rows(random.choice([0, 1, 2, 3, 5, 17, 33, 64, 3000]))
+    classes = Classes(random.choice([1, 2, random.randint(1, 70), 64, 127, 128, 129, 300]))
+    queue = random.choice([0, 1, random.randint(1, 70), 63, 64, 65, 200, 1000, 32000])
+    queue = min(queue, max(1, 2**20 // (max(rows, 1) * classes)))
+    others = [random.choice([dtype, dtype, *DTYPES]) for _ in range(2)]
+    temperature = random.choice([0.2, 0.07, 1.0, 30.0, random.uniform(0.05, 20)])
+    shape = random.choice([None, None, (1,), (rows, 1)])
+    return {
+        "query": _logits(random, rows, classes, dtype),
+        "key": _logits(random, rows, classes, others[0]),
+        "queue": _logits(random, queue, classes, others[1]),
+        "temperature": temperature
+        if shape is None
+        else _uniform(random, *shape, low=temperature, high=1.5 * temperature),
+        "reduction": _reduction(random),
+    }
+
+
+def _knowledge_balance_weight(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    call: Arguments = {
+        "ref_logits": _logits(random, rows, classes, dtype),
+        "cls_logits": _logits(random, rows, classes, random.choice([dtype, dtype, *DTYPES])),
+        "target": _target(random, rows, classes),
+    }
+    if _sometimes(random):
+        call["eps"] = random.choice([0.1, 1e-3, 2])
+    return call
+
+
+def _topz_gate(random: Random, dtype: torch.dtype) -> Arguments:
+    rows, classes = _shape(random)
+    width, hidden = random.choice([1, 3, 64, 65, 512]), random.choice([1, 4, 16, 17])
+    z = random.choice([1, random.randint(1, classes), 30, 50, 64])
+    z = min(z, classes, random.choice([64, 64, 200]))
+    feature = _logits(random, rows, width, random.choice([dtype, dtype, *DTYPES]))
+    return {
+        "logits": _logits(random, rows, classes, dtype),
+        "feature": replace(
+            feature, options={k: v for k, v in feature.options.items() if k != "holes"}
+        ),
+        "w1": _uniform(random, hidden, width, low=-0.5, high=0.5),
+        "b1": _uniform(random, hidden, low=-0.5, high=0.5),
+        "w2": _uniform(random, 1, z + hidden, low=-0.5, high=0.5),
+        "b2": _uniform(random, 1, low=-0.5, high=0.5),
+        "z": z,
+    }
+
+
+def _routing_loss(random: Random, dtype: torch.dtype) -> Arguments:
+    shape = _shape(random)
+    call: Arguments = {
+        "gate": _logits(random, *shape, dtype),
+        "needs_help": _uniform(random, *shape, zeros=0.5),
+    }
+    if _sometimes(random):
+        call["pos_weight"] = random.choice([1, 20.0, 0.3])
+    return {**call, "reduction": _reduction(random)}
+
+
 def _both_sides(arguments: Arguments) -> tuple[str, ...]:
     return ("student",) if arguments.get("detach_teacher", True) else ("student", "teacher")
 
@@ -283,7 +432,7 @@ def _both_sides(arguments: Arguments) -> tuple[str, ...]:
 CASES = {
     op.name: op
     for op in (
-        Op("kd_loss", "distillation", _kd_loss, ("student", "teacher"), _both_sides),
+        Op("kd_loss", "distillation", _kd_loss, ("student", "teacher"), _both_sides, _each_subset),
         Op("bkd_loss", "distillation", _bkd_loss, ("student", "teacher"), lambda _: ("student",)),
         Op(
             "adjusted_cross_entropy",
@@ -292,5 +441,42 @@ CASES = {
             ("logits",),
             lambda _: ("logits",),
         ),
+        Op("ride_loss", "experts", _ride_loss, ("expert_logits",), lambda _: ("expert_logits",)),
+        Op(
+            "diversity_loss",
+            "experts",
+            _diversity_loss,
+            ("expert_logits",),
+            lambda _: ("expert_logits",),
+        ),
+        Op(
+            "collaborative_kd_loss",
+            "experts",
+            _collaborative_kd_loss,
+            ("expert_logits",),
+            lambda _: ("expert_logits",),
+        ),
+        Op(
+            "info_nce",
+            "info_nce",
+            _info_nce,
+            ("query", "key", "queue"),
+            lambda _: ("query",),
+        ),
+        Op(
+            "knowledge_balance_weight",
+            "knowledge_balance_weight",
+            _knowledge_balance_weight,
+            ("ref_logits", "cls_logits"),
+            lambda _: (),
+        ),
+        Op(
+            "topz_gate",
+            "topz_gate",
+            _topz_gate,
+            ("logits", "feature"),
+            lambda _: ("logits", "feature", "w1", "b1", "w2", "b2"),
+        ),
+        Op("routing_loss", "routing_loss", _routing_loss, ("gate",), lambda _: ("gate",)),
     )
 }

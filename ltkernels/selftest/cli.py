@@ -8,6 +8,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import cycle, product
 from random import Random
 
 import torch
@@ -116,17 +117,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(
     ops: list[Op], devices: list[str], seed: int, deadline: float, count: Count
 ) -> Mismatch | None:
-    """Cases of all ops, dtypes and devices in turn, until the deadline or the first mismatch."""
+    """Cases of all ops, dtypes and devices in turn, until the deadline or the first mismatch.
+
+    Every op comes at least once, however short the time.
+    """
     random = Random(seed)
-    kinds = [(op, dtype, device) for dtype in DTYPES for op in ops for device in devices]
-    while True:
-        for op, dtype, device in kinds:
+    for dtype in cycle(DTYPES):
+        for op, device in product(ops, devices):
             found = check(draw_case(random, op, dtype, device))
             count[op.name, str(dtype).removeprefix("torch."), device] += 1
             if found is not None:
                 return found
-            if time.monotonic() > deadline:
-                return None
+        if time.monotonic() > deadline:
+            return None
+    raise AssertionError("cycle ends only for no dtypes")
 
 
 def _simplest(found: Mismatch) -> Mismatch:

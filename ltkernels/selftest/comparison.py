@@ -118,13 +118,23 @@ def _bits(x: Tensor) -> Tensor:
 
 def _decided(case: Case, arguments: Arguments, wide: Arguments) -> Tensor:
     """Rows that have an exact value: not those that are infinite or not by an underflow, `[N]`."""
+    decided = torch.ones((), dtype=torch.bool)
     if "reduction" not in arguments:
-        return torch.ones((), dtype=torch.bool)
+        return decided
     definition = case.op.definition()
-    with torch.no_grad():
-        row_loss = definition(**{**wide, "reduction": "none"})
-        plain = definition(**{**arguments, "reduction": "none"}).cpu()
-    return (row_loss.isfinite() == plain.isfinite()) | row_loss.isnan()
+    for exact_part, part in zip(case.op.parts(wide), case.op.parts(arguments), strict=True):
+        with torch.no_grad():
+            row_loss = definition(**{**exact_part, "reduction": "none"})
+            plain = definition(**{**part, "reduction": "none"}).cpu()
+            # Kernels take numbers below the normal ones as 0, PyTorch does only if asked to.
+            torch.set_flush_denormal(True)
+            try:
+                flushed = definition(**{**part, "reduction": "none"}).cpu()
+            finally:
+                torch.set_flush_denormal(False)
+        for other in (plain, flushed):
+            decided = decided & ((row_loss.isfinite() == other.isfinite()) | row_loss.isnan())
+    return decided
 
 
 def _first_wrong(

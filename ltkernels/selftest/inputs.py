@@ -102,10 +102,18 @@ def class_indices(
     return torch.stack([y, y], dim=1)[:, 0] if strided else y
 
 
-def class_subset(size: int, classes: int, *, seed: int, device: str) -> Tensor:
-    """int64 `[size]`, distinct."""
-    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
-    return order[:size].to(device)
+def class_subset(
+    size: int, classes: int, *, seed: int, device: str, order: str = "random"
+) -> Tensor:
+    """int64 `[size]`, distinct: in a random order, in theirs, or one after the other."""
+    random = torch.Generator().manual_seed(seed)
+    subset = torch.randperm(classes, generator=random)[:size]
+    if order == "sorted":
+        subset = subset.sort().values
+    elif order == "neighbours":
+        first = torch.randint(classes - size + 1, (), generator=random)
+        subset = first + torch.arange(size)
+    return subset.to(device)
 
 
 def probabilities(rows: int, classes: int, *, seed: int, device: str, hard: bool) -> Tensor:

@@ -53,7 +53,12 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.overloadpacket.__name__.startswith(EXACT):
             return result
         if func.overloadpacket in SUMS:
-            return tree_map_only(Tensor, lambda x: self._move_sum(x, args), result)
+            if result.dtype != torch.float64:
+                return result
+            # Terms may cancel: what is rounded is as large as their sum without signs.
+            size = func(*tree_map_only(Tensor, torch.abs, args), **(kwargs or {}))
+            moved = self._move_sum(size, args) - size
+            return result + moved.nan_to_num(0.0, 0.0, 0.0)  # infinite terms are not rounded
         return tree_map_only(Tensor, self._move, result)
 
     def _move(self, x: Tensor, units: float = 1.0) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
-OPS = ["distillation", "adjusted_cross_entropy", "scale_gradient"]
+OPS = sorted(folder.name for folder in (CSRC / "ops").iterdir())
 ARCHITECTURES = ["75", "80", "90", "100", "120"]
 REGISTERS = 65536  # of a multiprocessor, on every architecture above
 RESIDENT_ROW = re.compile(r"_residentI\S+?Li(\d+)ELi(\d+)E")
@@ -48,7 +48,12 @@ def threads_of(name: str) -> int:
     row = RESIDENT_ROW.search(name)
     if row:
         return max(int(row[1]), 128 if int(row[1]) <= 32 else 0)
-    return 256 if "scale_gradient" in name else 512
+    if "info_nce" in name:
+        return 128 if "finish" in name else 256
+    # Pairs of three experts, and four experts, take more registers than 512 threads can have.
+    wide = re.search(r"experts_stream|experts_shared\S+?(Li4E|Li3ELNS\S+?FormE1E)", name)
+    small = ("scale_gradient", "topz_gate", "routing_", "route_experts")
+    return 256 if wide or any(op in name for op in small) else 512
 
 
 def ptxas_report(output: str) -> list[Kernel]:
@@ -68,7 +73,13 @@ def ptxas_report(output: str) -> list[Kernel]:
 def least_blocks(kernel: Kernel) -> int:
     """Blocks a multiprocessor must hold, so that one loads while another computes."""
     if RESIDENT_ROW.search(kernel.name):
-        return 2 if kernel.threads == 256 else 384 // kernel.threads
+        return 2 if kernel.threads == 256 or "experts" in kernel.name else 384 // kernel.threads
+    if "info_nce_partial" in kernel.name:  # wider ones hold the accumulator in their registers
+        return 2 if "IfLi4ELi64E" in kernel.name or "IfLi4ELi128E" in kernel.name else 1
+    if "info_nce_finish" in kernel.name:
+        return 4
+    if any(op in kernel.name for op in ("topz_gate", "routing_", "route_experts")):
+        return 2
     return 5 if "scale_gradient" in kernel.name else 1
 
 

@@ -17,6 +17,10 @@ META = torch.zeros(N, C, device="meta")
 KD: dict[str, Any] = {"student": X, "teacher": T}
 BKD: dict[str, Any] = {**KD, "target": Y}
 ACE: dict[str, Any] = {"logits": X, "target": Y}
+RIDE: dict[str, Any] = {"expert_logits": [X, T], "target": Y}
+COLLABORATIVE: dict[str, Any] = {"expert_logits": torch.zeros(2, N, C)}
+NCE: dict[str, Any] = {"query": X, "key": X, "queue": torch.zeros(4, C)}
+BALANCE: dict[str, Any] = {"ref_logits": X, "cls_logits": X, "target": Y}
 MIXUP: dict[str, Any] = {"target_b": Y, "lam": 0.5}
 
 
@@ -111,6 +115,20 @@ def numbers(*out_of_range: float) -> list[tuple[Any, type[Exception]]]:
 
 
 NAN, INF = float("nan"), float("inf")
+EXPERTS: list[tuple[Any, type[Exception]]] = [
+    (None, TypeError),
+    (X, ValueError),
+    ([], ValueError),
+    (torch.zeros(0, N, C), ValueError),
+    (torch.zeros(2, N, 0), ValueError),
+    (torch.zeros(2, N, C, dtype=torch.int64), TypeError),
+    ([X, torch.zeros(N, C + 1)], ValueError),
+    ([X, torch.zeros(N + 1, C)], ValueError),
+    ([X, X.half()], TypeError),
+    ([X, META], ValueError),
+    ([X, None], TypeError),
+]
+CHOICES: list[tuple[Any, type[Exception]]] = [("none", ValueError), (None, ValueError)]
 BAD: dict[tuple[str, str], list[tuple[Any, type[Exception]]]] = {
     ("kd_loss", "student"): LOGITS,
     ("kd_loss", "teacher"): TEACHERS,
@@ -145,11 +163,100 @@ BAD: dict[tuple[str, str], list[tuple[Any, type[Exception]]]] = {
         (True, TypeError),
     ],
     ("adjusted_cross_entropy", "reduction"): REDUCTIONS,
+    ("info_nce", "query"): LOGITS,
+    ("info_nce", "key"): TEACHERS,
+    ("info_nce", "queue"): [*LOGITS, (torch.zeros(N, C + 1), ValueError), (META, ValueError)],
+    ("info_nce", "temperature"): [
+        *((t, e) for t, e in TEMPERATURES if e is ValueError or not isinstance(t, Tensor)),
+        (torch.ones(1, dtype=torch.int64), TypeError),
+        (torch.ones(C), ValueError),
+    ],
+    ("info_nce", "reduction"): REDUCTIONS,
+    ("knowledge_balance_weight", "ref_logits"): LOGITS,
+    ("knowledge_balance_weight", "cls_logits"): TEACHERS,
+    ("knowledge_balance_weight", "target"): [*TARGETS, (torch.zeros(N, C), TypeError)],
+    ("knowledge_balance_weight", "eps"): numbers(0.0, -1.0, INF, NAN),
 }
-GOOD = {"kd_loss": KD, "bkd_loss": BKD, "adjusted_cross_entropy": ACE}
+BAD |= {
+    ("ride_loss", "expert_logits"): EXPERTS,
+    ("ride_loss", "target"): [*TARGETS, (torch.zeros(N, C), TypeError)],
+    ("ride_loss", "margin"): weights(C),
+    ("ride_loss", "class_weight"): weights(C) + negative(C),
+    ("ride_loss", "temperature"): TEMPERATURES,
+    ("ride_loss", "diversity_factor"): numbers(),
+    ("ride_loss", "expert_reduction"): CHOICES,
+    ("ride_loss", "reduction"): REDUCTIONS,
+    ("diversity_loss", "expert_logits"): EXPERTS,
+    ("diversity_loss", "temperature"): TEMPERATURES,
+    ("diversity_loss", "t2"): [("yes", TypeError), (None, TypeError), (torch.ones(1), TypeError)],
+    ("diversity_loss", "expert_reduction"): CHOICES,
+    ("diversity_loss", "reduction"): REDUCTIONS,
+    ("collaborative_kd_loss", "expert_logits"): EXPERTS,
+    ("collaborative_kd_loss", "temperature"): TEMPERATURES,
+    ("collaborative_kd_loss", "sample_weight"): [
+        (1.0, TypeError),
+        (torch.ones(2, N, dtype=torch.int64), TypeError),
+        (torch.ones(N), ValueError),
+        (torch.ones(N, 2), ValueError),
+        (torch.ones(2, N, device="meta"), ValueError),
+    ],
+    ("collaborative_kd_loss", "direction"): CHOICES,
+    ("collaborative_kd_loss", "reduction"): REDUCTIONS,
+}
+GOOD = {
+    "kd_loss": KD,
+    "bkd_loss": BKD,
+    "adjusted_cross_entropy": ACE,
+    "info_nce": NCE,
+    "knowledge_balance_weight": BALANCE,
+    "ride_loss": RIDE,
+    "diversity_loss": {"expert_logits": [X, T]},
+    "collaborative_kd_loss": COLLABORATIVE,
+}
 SUBSET = {"classes": classes(0, 2), "teacher": torch.zeros(N, S)}
+
+
+def subset_cases() -> list[Case]:
+    """Several subsets."""
+    two = {
+        "classes": [classes(0, 2), classes(1)],
+        "teacher": [torch.zeros(N, 2), torch.zeros(N, 1)],
+    }
+    t, c = two["teacher"], two["classes"]
+    both = "teacher` and `classes"
+    found: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"teacher": t[0]}, TypeError, both),
+        ({"classes": c[0]}, TypeError, both),
+        ({"classes": None}, TypeError, "teacher"),
+        ({"teacher": t[:1]}, ValueError, both),
+        ({"teacher": [], "classes": []}, ValueError, both),
+        ({"teacher": [t[0], None]}, TypeError, "teacher[1]"),
+        ({"teacher": [t[0], t[0]]}, ValueError, "teacher[1]"),
+        ({"teacher": [t[0], torch.zeros(N + 1, 1)]}, ValueError, "teacher[1]"),
+        ({"teacher": [t[0], torch.zeros(N, 0)]}, ValueError, "teacher[1]"),
+        ({"teacher": [t[0].to("meta"), t[1]]}, ValueError, "teacher[0]"),
+        ({"classes": [c[0], [1]]}, TypeError, "classes[1]"),
+        ({"classes": [c[0], Y[:0]]}, ValueError, "classes[1]"),
+        ({"classes": [c[0].int(), c[1]]}, TypeError, "classes[0]"),
+        ({"classes": [c[0], classes(C)]}, IndexError, "classes[1]"),
+        ({"classes": [classes(-1, 1), c[1]]}, IndexError, "classes[0]"),
+        ({"classes": [classes(3, 3), c[1]]}, ValueError, "classes[0]"),
+        ({"subset_weight": 1.0}, TypeError, "subset_weight"),
+        ({"subset_weight": "11"}, TypeError, "subset_weight"),
+        ({"subset_weight": [1.0]}, ValueError, "subset_weight"),
+        ({"subset_weight": [1.0, "1"]}, TypeError, "subset_weight[1]"),
+        ({"subset_weight": [1.0, True]}, TypeError, "subset_weight[1]"),
+        ({"subset_weight": torch.ones(3)}, ValueError, "subset_weight"),
+        ({"subset_weight": torch.ones(2, dtype=torch.int64)}, TypeError, "subset_weight"),
+        ({"subset_weight": torch.ones(2, device="meta")}, ValueError, "subset_weight"),
+    ]
+    return [("kd_loss", {**KD, **two}, changes, error, name) for changes, error, name in found] + [
+        ("kd_loss", KD, {"subset_weight": [1.0]}, ValueError, "classes")
+    ]
+
+
 COMBINED: list[Case] = [
-    ("kd_loss", KD, {**SUBSET, "classes": [0, 2]}, TypeError, "classes"),
+    ("kd_loss", KD, {**SUBSET, "classes": [0, 2]}, TypeError, "teacher` and `classes"),
     ("kd_loss", KD, {**SUBSET, "classes": classes(0, 2).int()}, TypeError, "classes"),
     ("kd_loss", KD, {**SUBSET, "classes": Y[:0]}, ValueError, "classes"),
     ("kd_loss", KD, {**SUBSET, "classes": classes(0, 2).reshape(1, 2)}, ValueError, "classes"),
@@ -158,6 +265,7 @@ COMBINED: list[Case] = [
     ("kd_loss", KD, {**SUBSET, "classes": classes(-1, 0)}, IndexError, "classes"),
     ("kd_loss", KD, {**SUBSET, "classes": classes(0, 2).to("meta")}, ValueError, "classes"),
     ("kd_loss", KD, {**SUBSET, "teacher": T}, ValueError, "teacher"),
+    *subset_cases(),
     ("kd_loss", KD, {**SUBSET, "temperature": torch.ones(S)}, ValueError, "temperature"),
     ("bkd_loss", BKD, {"target_b": Y}, ValueError, "lam"),
     ("bkd_loss", BKD, {"lam": 0.5}, ValueError, "target_b"),
@@ -199,7 +307,8 @@ def test_refused(case: Case, module: Any) -> None:
         call(**{**good, **changes})
     assert type(raised.value) is error
     message = str(raised.value)
-    assert message.startswith(f"`{op}`: expected `{name}`"), message
+    named = (f"`{op}`: expected `{name}`", f"`{op}`: expected `{name}[")  # or one of several
+    assert message.startswith(named), message
     assert "got" in message or "given" in message, message
 
 
@@ -212,11 +321,19 @@ def test_refused(case: Case, module: Any) -> None:
         ("kd_loss", {"temperature": torch.full((C,), 2.0, dtype=torch.bfloat16)}),
         ("kd_loss", {"student": X.half(), "teacher": T.bfloat16()}),
         ("kd_loss", {"t2": 0}),
+        ("kd_loss", {"classes": [torch.arange(C)], "teacher": (T.half(),), "subset_weight": [2]}),
         ("bkd_loss", {"alpha": -1}),
         ("bkd_loss", {**MIXUP, "lam": torch.tensor(0.5, dtype=torch.float64)}),
         ("bkd_loss", {"target": torch.full((N, C), 0.2, dtype=torch.float16)}),
         ("adjusted_cross_entropy", {"target": Y - 1, "ignore_index": -1}),
+        ("info_nce", {"queue": torch.zeros(0, C), "temperature": torch.full((N, 1), 0.1)}),
+        ("info_nce", {"query": X.half(), "key": X.double(), "queue": X.bfloat16()}),
+        ("knowledge_balance_weight", {"ref_logits": X.half(), "eps": 1}),
         ("adjusted_cross_entropy", {"margin": -torch.ones(C), "bias": torch.full((C,), -INF)}),
+        ("ride_loss", {"expert_logits": (X, T, X), "temperature": torch.tensor(2.0)}),
+        ("ride_loss", {"margin": -torch.ones(C).double(), "diversity_factor": 0}),
+        ("diversity_loss", {"t2": 0, "temperature": torch.full((N, 1), 2.0)}),
+        ("collaborative_kd_loss", {"sample_weight": -torch.ones(2, N).half()}),
     ],
 )
 def test_accepted(op: str, changes: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 import ltkernels
 from ltkernels import _C, _backend, _ops, functional, reference
 
-OPS = ("distillation", "adjusted_cross_entropy", "scale_gradient")
+OPS = ("distillation", "adjusted_cross_entropy", "experts", "scale_gradient")
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -31,6 +31,8 @@ def every_loss(module: Any, x: Tensor) -> list[Tensor]:
         module.kd_loss(x, t, 3.0),
         module.bkd_loss(x, t, y, reduction="none"),
         module.adjusted_cross_entropy(x, y, focal_gamma=1.0, reduction="sum"),
+        module.ride_loss([x, t, x], y, reduction="none"),
+        module.collaborative_kd_loss([x, t], 2.0),
     ]
 
 
@@ -54,7 +56,7 @@ def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_the_kernel_is_taken(kernel_calls: list[str]) -> None:
     every_loss(functional, draw(4, 5))
-    assert kernel_calls == ["distillation", "distillation", "adjusted_cross_entropy"]
+    assert kernel_calls == ["distillation"] * 2 + ["adjusted_cross_entropy"] + ["experts"] * 2
 
 
 def test_the_definition_can_be_forced(kernel_calls: list[str]) -> None:
@@ -65,9 +67,9 @@ def test_the_definition_can_be_forced(kernel_calls: list[str]) -> None:
         with ltkernels.backend("auto"):
             assert ltkernels.info().backend["cpu"] == "fused"
             every_loss(functional, x)
-            assert len(kernel_calls) == 3
+            assert len(kernel_calls) == 5
         functional.kd_loss(x, x)
-    assert len(kernel_calls) == 3
+    assert len(kernel_calls) == 5
     for ours, expected in zip(forced, every_loss(reference, x), strict=True):
         assert torch.equal(ours, expected)
     assert ltkernels.info().backend["cpu"] == "fused"
@@ -114,7 +116,7 @@ def test_temperature_gradient_not_asked_for_takes_the_kernel(kernel_calls: list[
 def test_cuda_without_kernels_warns_once_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ops, "built_for_cuda", False)
     monkeypatch.setattr(_backend, "_warned", set())
-    on_cuda: Any = SimpleNamespace(device=torch.device("cuda"))
+    on_cuda: Any = SimpleNamespace(device=torch.device("cuda"), is_cpu=False, is_cuda=True)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for op in ("kd_loss", "kd_loss", "bkd_loss", "kd_loss"):
@@ -151,6 +153,11 @@ for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
             lambda m, x: m.bkd_loss(x, t, y, None, 4.0, target_b=y.flip(0), lam=0.3),
             lambda m, x: m.adjusted_cross_entropy(x, y, bias=weight, label_smoothing=0.0),
             lambda m, x: m.adjusted_cross_entropy(x, y, scale=3.0, margin=weight, focal_gamma=2.0),
+            lambda m, x: m.ride_loss([x, t, t], y, margin=weight, class_weight=weight),
+            lambda m, x: m.ride_loss([x, t], y, temperature=weight + 0.5, collaborative=True),
+            lambda m, x: m.ride_loss([x, t, t], y, margin=50 * weight, temperature=2.0),
+            lambda m, x: m.diversity_loss([x, t, 0.5 * t, t], 3.0, pairwise=True, t2=1.0),
+            lambda m, x: m.collaborative_kd_loss([x, t], 4.0, direction="teacher_first"),
         ):
             results = []
             for module in (functional, reference):

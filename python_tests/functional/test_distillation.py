@@ -87,6 +87,56 @@ def mixing_shares(rows: int, seed: int) -> Tensor:
     return draw_.vector(rows, seed, -0.5, 1.5).clamp(0, 1)
 
 
+def subsets_of(columns: int, kinds: tuple[str, ...], seed: int) -> list[Tensor]:
+    """Class subsets: neighbours, scattered, scattered in order, a mixture, one class, all."""
+    found = []
+    for i, kind in enumerate(kinds):
+        random = draw_.generator(seed + i)
+        order = torch.randperm(columns, generator=random)
+        a, b = sorted(torch.randint(columns + 1, (2,), generator=random).tolist())
+        a, b = (a, b) if a < b else (0, columns)
+        found.append(
+            {
+                "run": torch.arange(a, b),
+                "scattered": order[a:b],
+                "sorted": order[a:b].sort().values,
+                "mixed": torch.cat([torch.arange(b, columns), order[order < b]]),
+                "one": order[:1],
+                "all": order,
+            }[kind]
+        )
+    return found
+
+
+KINDS_OF_SUBSETS = ["run", "run", "scattered", "sorted", "mixed", "one", "all"]
+
+
+@st.composite
+def subset_calls(draw: st.DrawFn, dtype: torch.dtype) -> dict[str, Any]:
+    rows, columns = draw(draw_.rows), draw(draw_.classes)
+    kinds = tuple(
+        draw(st.sampled_from(KINDS_OF_SUBSETS)) for _ in range(draw(st.sampled_from([1, 2, 3, 7])))
+    )
+    seed = draw(draw_.seeds)
+    call: dict[str, Any] = {"reduction": draw(st.sampled_from(["mean", "sum", "none"]))}
+    call["student"] = draw(draw_.logits(rows, columns, dtype))
+    call["classes"] = draw_.made(subsets_of, columns, kinds, seed)
+    for i, known in enumerate(subsets_of(columns, kinds, seed)):
+        other = draw(st.just(dtype) | st.just(dtype) | st.just(dtype) | st.sampled_from(DTYPES))
+        call[f"teacher_{i}"] = draw(draw_.logits(rows, len(known), other))
+    call["temperature"] = draw(draw_.temperatures(rows, columns))
+    call["t2"] = draw(st.sampled_from([True, True, False, 0.5]))
+    call["detach_teacher"] = draw(st.booleans())
+    weights = draw(st.sampled_from(["none", "numbers", "tensor"]))
+    if weights == "numbers":
+        call["subset_weight"] = [0.0, 1, -0.5, 2.0, 0.3, 1.0, 1.0][: len(kinds)]
+    elif weights == "tensor":
+        call["subset_weight"] = draw_.made(draw_.vector, len(kinds), seed, -0.5, 1.5)
+    if draw(st.booleans()):
+        call["sample_weight"] = draw_.made(draw_.vector, rows, draw(draw_.seeds), -0.5, 1.5)
+    return call
+
+
 # --- the size of each element before cancellation -------------------------------------------------
 
 
@@ -156,6 +206,50 @@ def magnitudes(call: Arguments, arithmetic: torch.dtype) -> tuple[Tensor, dict[s
     return loss, gradients
 
 
+def teachers_of(call: Arguments) -> list[str]:
+    return [f"teacher_{i}" for i in range(len(call["classes"]))]
+
+
+def with_named_teachers(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`kd_loss` with the teachers as arguments of their own, which have gradients of their own."""
+
+    def named(**call: Any) -> Tensor:
+        teachers = [call.pop(name) for name in teachers_of(call)]
+        return op(call.pop("student"), teachers, **call)
+
+    return named
+
+
+def subset_magnitudes(call: Arguments, arithmetic: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sums of those of the subsets."""
+    student = call["student"]
+    loss, gradients = torch.zeros(len(student)).double(), {"student": torch.zeros_like(student)}
+    given = call.get("subset_weight")
+    weights = torch.as_tensor(1.0 if given is None else given, dtype=torch.float64).abs()
+    weights = weights.expand(len(call["classes"]))
+    for w, name, classes in zip(weights, teachers_of(call), call["classes"], strict=True):
+        single = {**call, "teacher": call[name], "classes": classes}
+        of_loss, of_gradients = magnitudes(single, arithmetic)
+        loss = loss + w * of_loss.nan_to_num()
+        gradients["student"] = gradients["student"] + w * of_gradients["student"].nan_to_num()
+        gradients[name] = w * of_gradients["teacher"]
+    return loss, gradients
+
+
+def check_subsets(call: dict[str, Any], fused: Callable[..., Tensor] = functional.kd_loss) -> None:
+    call = draw_.built(call)
+    logits = ["student", *teachers_of(call)]
+    wrt = logits if not call.get("detach_teacher", True) else logits[:1]
+    assert_close_to_definition(
+        with_named_teachers(fused),
+        with_named_teachers(reference.kd_loss),
+        call,
+        logits,
+        wrt,
+        subset_magnitudes,
+    )
+
+
 def check_kd(call: dict[str, Any], fused: Callable[..., Tensor] = functional.kd_loss) -> None:
     call = draw_.built(call)
     wrt = LOGITS if not call.get("detach_teacher", True) else LOGITS[:1]
@@ -179,6 +273,13 @@ def test_kd_loss(dtype: torch.dtype, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_bkd_loss(dtype: torch.dtype, data: st.DataObject) -> None:
     check_bkd(data.draw(bkd_calls(dtype)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=settings.default.max_examples * 2)
+@given(data=st.data())
+def test_kd_loss_of_subsets(dtype: torch.dtype, data: st.DataObject) -> None:
+    check_subsets(data.draw(subset_calls(dtype)))
 
 
 # --- cases by hand --------------------------------------------------------------------------------
@@ -344,6 +445,120 @@ def test_a_subset_of_one_class_and_of_all() -> None:
     torch.testing.assert_close(ours, reference.kd_loss(**call, classes=torch.tensor([1, 4])))
 
 
+LFME = {  # the classes of many, medium and few shots, of 2500
+    "sorted": [range(1000), range(1000, 2100), range(2100, 2500)],
+    "scattered": [range(0, 2500, 3), range(1, 2500, 3), range(2, 2500, 3)],
+    "overlapping": [range(2000), range(1500, 2500), range(0, 2500, 2)],
+    "left out": [range(100, 900), range(1200, 1201), range(1500, 2499)],
+    "scattered, left out": [range(0, 2500, 7), range(1, 2500, 7)],
+}
+
+
+@pytest.mark.parametrize("kind", LFME)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_experts_of_subsets(kind: str, dtype: torch.dtype) -> None:
+    classes = [torch.tensor(list(subset)) for subset in LFME[kind]]
+    call: dict[str, Any] = {"student": normal(5, C).to(dtype), "classes": classes}
+    for i, subset in enumerate(classes):
+        call[f"teacher_{i}"] = normal(5, len(subset), i + 1).to(dtype)
+    call |= {"temperature": 2.0, "detach_teacher": False, "subset_weight": [0.3, 1.0, 2.0][: i + 1]}
+    check_subsets(call)
+    student = call["student"].clone().requires_grad_()
+    teachers = [call[name] for name in teachers_of(call)]
+    loss = functional.kd_loss(student, teachers, classes=classes)
+    (gradient,) = torch.autograd.grad(loss, student)
+    inside = torch.zeros(C, dtype=torch.bool)
+    inside[torch.cat(classes)] = True
+    assert not gradient[:, ~inside].any()
+    assert (gradient[:, inside] != 0).double().mean() > 0.9
+
+
+def test_several_subsets_are_the_sum_of_each() -> None:
+    student, classes = normal(4, 9).requires_grad_(), [torch.tensor(x) for x in ([8, 0, 3], [3, 4])]
+    teachers = [normal(4, len(x), 1).requires_grad_() for x in classes]
+    weight = torch.tensor([0.5, 3.0], requires_grad=True)  # a constant all the same
+
+    def total(module: Any, together: bool) -> list[Tensor]:
+        options = {"detach_teacher": False, "reduction": "none"}
+        if together:
+            loss = module.kd_loss(
+                student, teachers, 2.0, classes=classes, subset_weight=weight, **options
+            )
+        else:
+            loss = sum(
+                w * module.kd_loss(student, t, 2.0, classes=c, **options)
+                for w, t, c in zip((0.5, 3.0), teachers, classes, strict=True)
+            )
+        return [loss, *torch.autograd.grad(loss, [student, *teachers], torch.ones(4).double())]
+
+    for module in (functional, reference):
+        for ours, expected in zip(total(module, True), total(module, False), strict=True):
+            torch.testing.assert_close(ours, expected)
+
+
+def test_one_subset_in_a_sequence_is_that_subset() -> None:
+    student, teacher, classes = normal(3, 6), normal(3, 2), torch.tensor([4, 1])
+    pair = functional.kd_loss(student, teacher, 2.0, classes=classes)
+    assert torch.equal(pair, functional.kd_loss(student, [teacher], 2.0, classes=[classes]))
+    assert torch.equal(pair, functional.kd_loss(student, (teacher,), 2.0, classes=(classes,)))
+
+
+def test_more_subsets_than_the_kernel_takes() -> None:
+    count = ltkernels._ops.MOST_SUBSETS
+    for subsets in (count, count + 1):
+        classes = [torch.arange(i, i + 4) for i in range(subsets)]
+        call = {"student": normal(3, 30), "classes": classes, "detach_teacher": False}
+        check_subsets({**call, **{f"teacher_{i}": normal(3, 4, i) for i in range(subsets)}})
+
+
+def test_a_bad_subset_poisons_its_own_columns() -> None:
+    student, classes = normal(3, 6), [torch.tensor([0, 1, 2]), torch.tensor([2, 4])]
+    teachers = [normal(3, 3, 1), normal(3, 2, 2)]
+    teachers[0][1] = -INF
+    leaf = student.requires_grad_()
+    loss = functional.kd_loss(leaf, teachers, classes=classes, reduction="none")
+    assert loss.isnan().tolist() == [False, True, False]
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    assert gradient.isnan().any(dim=0).tolist() == [True, True, True, False, False, False]
+    assert gradient.isnan().any(dim=1).tolist() == [False, True, False]
+    expected = reference.kd_loss(leaf, teachers, classes=classes, reduction="none")
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), leaf)
+    torch.testing.assert_close(gradient, expected_gradient, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_subsets_of_no_rows(reduction: str) -> None:
+    student = torch.zeros(0, 5, requires_grad=True)
+    teachers = [torch.zeros(0, 2, requires_grad=True), torch.zeros(0, 3)]
+    loss = functional.kd_loss(
+        student,
+        teachers,
+        classes=[torch.tensor([0, 4]), torch.tensor([1, 2, 3])],
+        reduction=reduction,
+        detach_teacher=False,
+    )
+    if reduction != "none":
+        assert loss.isnan() if reduction == "mean" else loss == 0
+    of_student, of_teacher = torch.autograd.grad(loss.sum(), [student, teachers[0]])
+    assert (of_student.shape, of_teacher.shape) == ((0, 5), (0, 2))
+
+
+def test_subsets_do_not_depend_on_the_number_of_threads() -> None:
+    classes = [torch.tensor(list(subset)) for subset in LFME["overlapping"]]
+    student = normal(64, C).float().requires_grad_()
+    teachers = [normal(64, len(x), 1).float() for x in classes]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            loss = functional.kd_loss(student, teachers, classes=classes)
+            results.append((loss, *torch.autograd.grad(loss, student)))
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
 def test_strided_targets_classes_and_weights() -> None:
     student, teacher = normal(4, 6), normal(4, 6, 1)
     target = torch.tensor([[0, 9], [5, 9], [3, 9], [3, 9]])[:, 0]
@@ -355,6 +570,9 @@ def test_strided_targets_classes_and_weights() -> None:
     temperature = (torch.rand(4, 2) + 0.5)[:, :1]
     call = {"student": student, "teacher": teacher[:, ::2], "classes": classes}
     check_kd({**call, "temperature": temperature, "sample_weight": torch.rand(1).expand(4)})
+    several = {"classes": [classes, classes + 0], "subset_weight": torch.rand(2, 2)[:, 0]}
+    several |= {"teacher_0": teacher[:, ::2], "teacher_1": teacher[:1, 1::2].expand(4, 3)}
+    check_subsets({"student": student, **several, "temperature": temperature})
 
 
 def test_float16_teacher_gradient_of_distant_logits() -> None:
@@ -394,3 +612,35 @@ def test_an_error_in_one_element_is_found(
     monkeypatch.setattr(ltkernels._ops, "distillation", perturbed)
     with pytest.raises(AssertionError):
         check_kd(call)
+
+
+@pytest.mark.parametrize("output", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_an_error_in_one_element_of_subsets_is_found(
+    monkeypatch: pytest.MonkeyPatch, output: int, dtype: torch.dtype
+) -> None:
+    kernel = ltkernels._ops.subset_distillation
+    relative = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 2e-2}[dtype]
+    if output == 0:
+        relative = 1e-12 if dtype == torch.float64 else 3e-5
+
+    def perturbed(*args: Any) -> tuple[Tensor, ...]:
+        outputs = tuple(x.clone() for x in kernel(*args))
+        if outputs[output].numel() > 0:
+            flat = outputs[output].view(-1)
+            flat[flat.abs().argmax()] *= 1 + relative
+        return outputs
+
+    call = {
+        "student": normal(3, 11).to(dtype),
+        "teacher_0": normal(3, 6, 1).to(dtype),
+        "teacher_1": normal(3, 5, 2).to(dtype),
+        "classes": [torch.arange(6), torch.tensor([10, 7, 2, 9, 4])],
+        "temperature": 2.0,
+        "reduction": "none",
+        "detach_teacher": False,
+    }
+    check_subsets(call)
+    monkeypatch.setattr(ltkernels._ops, "subset_distillation", perturbed)
+    with pytest.raises(AssertionError):
+        check_subsets(call)

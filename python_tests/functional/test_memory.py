@@ -23,6 +23,11 @@ LOSSES: dict[str, Loss] = {
     "kd subset": lambda x, t, y: functional.kd_loss(
         x, t[:, : C // 2], classes=torch.arange(C // 2) * 2
     ),
+    "kd subsets": lambda x, t, y: functional.kd_loss(
+        x,
+        [t[:, :1000], t[:, 1000:]],
+        classes=[torch.arange(1000), torch.arange(1000, x.shape[1]).flip(0)],
+    ),
     "bkd": lambda x, t, y: functional.bkd_loss(x, t, y, torch.ones(x.shape[1])),
     "adjusted": lambda x, t, y: functional.adjusted_cross_entropy(
         x, y, bias=torch.ones(x.shape[1]), label_smoothing=0.1, focal_gamma=1.0
@@ -96,6 +101,40 @@ def test_saved_for_backward(name: str, dtype: torch.dtype) -> None:
     assert total <= x.nelement() * x.element_size() + 8 * N
     assert not any(s.data_ptr() == x.data_ptr() for s in saved if s.numel() > 0)
     loss.backward()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "width", "size", "transposed"),
+    [(256, 64, 1024, False), (64, 128, 8192, True), (33, 1024, 512, False), (8, 32, 65_536, False)],
+)
+def test_peak_of_info_nce(
+    rows: int, width: int, size: int, transposed: bool, dtype: torch.dtype
+) -> None:
+    """Forward and backward, with the scratch of two threads, which torch does not count."""
+    random = torch.Generator().manual_seed(0)
+    query, key, queue = (
+        torch.randn(n, width, generator=random).div(width**0.5).to(dtype)
+        for n in (rows, rows, size)
+    )
+    query.requires_grad_()
+    if transposed:
+        queue = queue.t().contiguous().t()
+    inputs = sum(x.nelement() * x.element_size() for x in (query, key, queue))
+    similarities = rows * size * 4
+
+    def step(module: Any) -> Tensor:
+        loss = module.info_nce(query, key, queue)
+        return torch.autograd.grad(3 * loss, query)[0]
+
+    accumulator = 8 if dtype == torch.float64 else 4
+    scratch = 2 * accumulator * 64 * ((width + 63) // 64 * 64 + 32)
+    peak = peak_bytes(lambda: step(functional))
+    assert peak + scratch <= 1.5 * inputs
+    assert peak_bytes(lambda: step(reference)) >= similarities
+    with torch.no_grad():
+        forward = peak_bytes(lambda: functional.info_nce(query, key, queue))
+    assert forward <= peak
 
 
 # --- float16 --------------------------------------------------------------------------------------

@@ -39,8 +39,16 @@ def losses(module: Any, reduction: str = "mean") -> dict[str, Loss]:
     soft = torch.softmax(draw(N, C, seed=3), dim=1)
     mixup = {"target_b": torch.tensor([1, 6, 0, 2]), "lam": torch.tensor([0.0, 1.0, 0.3, 0.5])}
     margin, bias = draw(C, seed=4).abs(), draw(C, seed=5)
+    queue = draw(70, C, seed=6)
     kd, bkd, ace = module.kd_loss, module.bkd_loss, module.adjusted_cross_entropy
     r: Any = {"reduction": reduction}
+    ride, diversity = module.ride_loss, module.diversity_loss
+    collaborative = module.collaborative_kd_loss
+    weights = draw(3, N, seed=6).abs()
+
+    def experts(x: Tensor) -> list[Tensor]:
+        return [x, teacher.to(x.dtype), 0.5 * x]
+
     kd_of_kind = {
         f"kd {kind}": lambda x, t=t: kd(x, teacher.to(x.dtype), t, **r)
         for kind, t in TEMPERATURES.items()
@@ -48,6 +56,23 @@ def losses(module: Any, reduction: str = "mean") -> dict[str, Loss]:
     return {
         **kd_of_kind,
         "kd subset": lambda x: kd(x, teacher[:, :3].to(x.dtype), 2.0, classes=subset, **r),
+        "kd subsets": lambda x: kd(
+            x,
+            [teacher[:, :3].to(x.dtype), teacher[:, 3:5].to(x.dtype)],
+            2.0,
+            classes=[subset, torch.tensor([1, 2])],
+            subset_weight=[0.3, 2],
+            **r,
+        ),
+        "kd overlapping subsets": lambda x: kd(
+            x,
+            [teacher[:, :3].to(x.dtype), teacher.to(x.dtype)],
+            TEMPERATURES["class"],
+            classes=(subset, torch.arange(C)),
+            subset_weight=weight[:2],
+            sample_weight=weight[:N],
+            **r,
+        ),
         "kd weighted": lambda x: kd(
             x, teacher.to(x.dtype), 3.0, sample_weight=weight[:N], t2=False, **r
         ),
@@ -66,6 +91,36 @@ def losses(module: Any, reduction: str = "mean") -> dict[str, Loss]:
             focal_gamma=1.5,
             ignore_index=6,
             **r,
+        ),
+        # Pairwise, as the mean of the logits would be a constant of second derivatives.
+        "ride pairwise": lambda x: ride(
+            experts(x),
+            TARGET,
+            margin=margin,
+            class_weight=weight,
+            temperature=TEMPERATURES["class"],
+            pairwise=True,
+            **r,
+        ),
+        "ride collaborative": lambda x: ride(
+            torch.stack(experts(x)),
+            TARGET,
+            margin=margin,
+            temperature=2.0,
+            collaborative=True,
+            pairwise=True,
+            **r,
+        ),
+        "ride alone": lambda x: ride(experts(x), TARGET, diversity_factor=0, **r),
+        "diversity": lambda x: diversity(
+            torch.stack(experts(x)), TEMPERATURES["sample"], pairwise=True, **r
+        ),
+        "collaborative": lambda x: collaborative(
+            experts(x), 1.5, sample_weight=weights, direction="teacher_first", **r
+        ),
+        "info_nce": lambda x: module.info_nce(x, teacher.to(x.dtype), queue.to(x.dtype), **r),
+        "info_nce rows": lambda x: module.info_nce(
+            x, teacher.to(x.dtype), queue[:5].to(x.dtype), TEMPERATURES["sample"], **r
         ),
     }
 
@@ -96,7 +151,15 @@ def test_gradcheck_of_both_sides() -> None:
         b = functional.kd_loss(
             student, teacher[:, :3], TEMPERATURES["class"], classes=subset, detach_teacher=False
         )
-        return a + b
+        c = functional.kd_loss(
+            student,
+            [teacher[:, :3], teacher[:, 2:4]],
+            TEMPERATURES["sample"],
+            classes=[subset, torch.tensor([3, 1])],
+            subset_weight=[0.4, 2.0],
+            detach_teacher=False,
+        )
+        return a + b + c
 
     assert gradcheck(loss, (draw(N, C).requires_grad_(), draw(N, C, seed=1).requires_grad_()))
 
@@ -107,7 +170,15 @@ def test_second_derivative_is_an_error_and_the_definition_has_it(name: str) -> N
     loss = losses(functional)[name]
     (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
     assert first.requires_grad
-    op = {"kd": "kd_loss", "bk": "bkd_loss", "ac": "adjusted_cross_entropy"}[name[:2]]
+    op = {
+        "kd": "kd_loss",
+        "bk": "bkd_loss",
+        "ac": "adjusted_cross_entropy",
+        "ri": "ride_loss",
+        "di": "diversity_loss",
+        "co": "collaborative_kd_loss",
+        "in": "info_nce",
+    }[name[:2]]
     with pytest.raises(RuntimeError, match=rf"`{op}`: .*twice.*backend\('reference'\)"):
         first.square().sum().backward()
     with ltkernels.backend("reference"):
@@ -175,6 +246,19 @@ def test_accumulating_into_grad(name: str) -> None:
     assert torch.equal(x.grad, once)
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.float16])
+def test_accumulating_into_grad_of_teachers(dtype: torch.dtype) -> None:
+    student, classes = draw(N, C, dtype=dtype), [torch.tensor([0, 3]), torch.tensor([3, 6, 1])]
+    teachers = [draw(N, len(x), seed=1, dtype=dtype).requires_grad_() for x in classes]
+    value = functional.kd_loss(student, teachers, classes=classes, detach_teacher=False)
+    once = torch.autograd.grad(value, teachers, retain_graph=True)
+    for times in (1, 2, 3):
+        value.backward(retain_graph=True)
+        for teacher, gradient_ in zip(teachers, once, strict=True):
+            torch.testing.assert_close(teacher.grad, times * gradient_)
+            assert gradient_.abs().max() > 0
+
+
 @each_loss
 def test_gradient_flows_on_to_what_made_the_logits(name: str) -> None:
     w = draw(C, C, seed=6).requires_grad_()
@@ -202,6 +286,26 @@ def test_only_asked_gradients() -> None:
     (of_teacher,) = torch.autograd.grad(value, teacher)
     expected = reference.kd_loss(student, teacher, detach_teacher=False)
     torch.testing.assert_close(of_teacher, torch.autograd.grad(expected, teacher)[0])
+
+
+def test_only_asked_gradients_of_subsets() -> None:
+    student, classes = draw(N, C), [torch.tensor([0, 3]), torch.tensor([3, 6, 1])]
+    teachers = [draw(N, 2, seed=1), draw(N, 3, seed=2).requires_grad_()]
+    assert not functional.kd_loss(student, teachers, classes=classes).requires_grad
+    for dtype in (F64, torch.float16):
+        each = [
+            torch.autograd.grad(
+                module.kd_loss(
+                    student.to(dtype),
+                    [t.to(dtype) for t in teachers],
+                    classes=classes,
+                    detach_teacher=False,
+                ),
+                teachers[1],
+            )[0]
+            for module in (functional, reference)
+        ]
+        torch.testing.assert_close(*each, rtol=1e-3 if dtype == torch.float16 else 1e-9, atol=1e-6)
 
 
 def test_detached_teacher_has_no_gradient() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as torch_f
 
+import ltkernels
 from golden_vectors import cases, load_case
 from ltkernels.losses import LFMELoss
 from ltkernels.schedules import expert_weight
@@ -140,6 +141,40 @@ def test_weights_default_to_ones() -> None:
         torch.testing.assert_close(loss(**left_out), loss(**ones))
 
 
+@pytest.mark.parametrize("form", ["kl", "ce"])
+def test_expert_weights_of_any_kind(form: Any) -> None:
+    call, loss = step(), LFMELoss(COUNTS, form=form)
+    expected = loss(**{**call, "expert_weight": [0.5, 1.0, 2.0]})
+    weights: list[Any] = [
+        (0.5, 1, 2.0),
+        torch.tensor([0.5, 1.0, 2.0]),
+        torch.tensor([0.5, 1.0, 2.0], dtype=torch.float16),
+        [torch.tensor(0.5, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64), 2.0],
+    ]
+    for weight in weights:
+        torch.testing.assert_close(loss(**{**call, "expert_weight": weight}), expected)
+    whole = [1, 1, 2]
+    torch.testing.assert_close(
+        loss(**{**call, "expert_weight": torch.tensor(whole)}),
+        loss(**{**call, "expert_weight": whole}),
+    )
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_one_call_for_all_experts(monkeypatch: pytest.MonkeyPatch, gradients: bool) -> None:
+    kernel, calls = ltkernels._ops.subset_distillation, []
+
+    def counted(*args: Any) -> Any:
+        calls.append(len(args[1]))
+        return kernel(*args)
+
+    monkeypatch.setattr(ltkernels._ops, "subset_distillation", counted)
+    call = step()
+    call["logits"].requires_grad_(gradients)
+    LFMELoss(COUNTS)(**call)
+    assert calls == [3]
+
+
 def test_subsets() -> None:
     loss = LFMELoss(COUNTS)
     assert loss.subset_names == ("many", "medium", "few")
@@ -235,7 +270,7 @@ def test_traces_in_one_graph() -> None:
         (
             lambda: LFMELoss(COUNTS)(**{**step(), "expert_logits": [draw(7, 4)] * 3}),
             ValueError,
-            r"`teacher` to be \[N, S\] = \[7, 3\], got \[7, 4\]",
+            r"`teacher\[0\]` to be \[N, S\] = \[7, 3\], got \[7, 4\]",
         ),
     ],
 )

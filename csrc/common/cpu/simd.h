@@ -77,10 +77,17 @@ inline void store(Acc* p, Vec<Acc> x) {
   std::memcpy(p, &x, sizeof x);
 }
 
-// `a > b ? a : b` is one max instruction; where `a` is NaN the result is `b`.
+// a > b ? a : b; where one is NaN the result is `b`.
 template <class V>
 inline V max(V a, V b) {
+#if defined(__AVX512F__)  // where GCC would compare into a mask and blend
+  if constexpr (sizeof(a[0]) == sizeof(float))
+    return V(_mm512_max_ps(__m512(a), __m512(b)));
+  else
+    return V(_mm512_max_pd(__m512d(a), __m512d(b)));
+#else
   return a > b ? a : b;
+#endif
 }
 
 // Horizontal reductions fold the upper half onto the lower until one lane is left: a fixed order,
@@ -101,6 +108,12 @@ inline Acc fold(const void* lanes, Combine combine) {
 }
 template <class Acc>
 inline Acc horizontal_sum(Vec<Acc> x) {
+#if defined(__AVX512F__)  // shuffles in the same order, where GCC would go through memory
+  if constexpr (sizeof(Acc) == sizeof(float))
+    return _mm512_reduce_add_ps(__m512(x));
+  else
+    return _mm512_reduce_add_pd(__m512d(x));
+#endif
   // x + 0 is another value: GCC would keep an accumulator whose bytes are stored in memory, in the
   // very loop that accumulates.
   const Vec<Acc> copy = x + Vec<Acc>{};
@@ -109,17 +122,25 @@ inline Acc horizontal_sum(Vec<Acc> x) {
 template <class Acc>
 inline Acc horizontal_max(Vec<Acc> x) {
   const Vec<Acc> copy = max(x, broadcast(-kInf<Acc>));
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Acc) == sizeof(float))
+    return _mm512_reduce_max_ps(__m512(copy));
+  else
+    return _mm512_reduce_max_pd(__m512d(copy));
+#endif
   return fold<LTK_VECTOR_BYTES, Acc>(&copy, [](auto a, auto b) { return a > b ? a : b; });
 }
 
-// 2^x for x <= ~0, as softmax needs it. 2^x = 2^n 2^f with n = round(x); 2^f is the minimax
-// polynomial of degree 5 on [-1/2, 1/2] among those with 2^0 = 1 exactly: relative error 9.1e-8,
-// 1.7e-7 as evaluated in float, 6.6e-8 in the root mean square. (Degree 6 evaluates to 7.9e-8.)
-// Results below 2^-126 are 0; NaN stays NaN.
+// 2^x for x <= ~0, as softmax needs it, and for x > -inf only if `Finite`. 2^x = 2^n 2^f with n =
+// round(x); 2^f is the minimax polynomial of degree 5 on [-1/2, 1/2] among those with 2^0 = 1
+// exactly: relative error 9.1e-8, 1.7e-7 as evaluated in float, 6.6e-8 in the root mean square.
+// (Degree 6 evaluates to 7.9e-8.) Results below 2^-126 are 0; NaN stays NaN.
+template <bool Finite = false>
 inline Vec<float> exp2(Vec<float> x) {
   using V = Vec<float>;
 #if defined(__AVX512F__)
-  const __m512 clamped = max(broadcast(-200.0f), V(x));  // NaN is the second operand: kept
+  // NaN is the second operand: kept. Where -inf is not allowed for, it becomes NaN below.
+  const __m512 clamped = __m512(Finite ? x : max(broadcast(-200.0f), x));
   const __m512 n = _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const V f = V(clamped) - V(n);
 #else
@@ -143,8 +164,9 @@ inline Vec<float> exp2(Vec<float> x) {
   return x < lowest ? V{} : scaled;
 #endif
 }
+template <bool Finite = false>
 inline Vec<double> exp2(Vec<double> x) {
-  Vec<double> y;
+  Vec<double> y = x;
   for (int i = 0; i < kLanes<double>; i++) y[i] = __builtin_exp2(x[i]);
   return y;
 }
@@ -198,13 +220,16 @@ inline Vec<float> load(const BFloat16* p) {
   using U = Simd<float>::U;
   return Vec<float>(__builtin_convertvector(load_bytes<Narrow>(p), U) << 16);
 }
-inline void store(BFloat16* p, Vec<float> x) {
+inline auto to_bfloat16(Vec<float> x) {
   typedef uint16_t Narrow __attribute__((vector_size(LTK_VECTOR_BYTES / 2)));
   using U = Simd<float>::U;
   const U bits = U(x);
   const U rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   const U result = x != x ? U{} + 0x7fc0 : rounded;
-  const Narrow narrow = __builtin_convertvector(result, Narrow);
+  return __builtin_convertvector(result, Narrow);
+}
+inline void store(BFloat16* p, Vec<float> x) {
+  const auto narrow = to_bfloat16(x);
   std::memcpy(p, &narrow, sizeof narrow);
 }
 
@@ -232,6 +257,55 @@ inline Vec<float> load(const Half* p) {
 }
 inline void store(Half* p, Vec<float> x) {
   for (int i = 0; i < kLanes<float>; i++) from_float(x[i], p + i);
+}
+#endif
+
+// ---- the last columns of a row, fewer than a vector
+// ----------------------------------------------
+
+#if defined(__AVX512F__)
+// Masked: scalars written one by one would stall the vector load that follows them.
+inline Vec<float> load_tail(const float* p, int64_t count, float fill) {
+  return _mm512_mask_loadu_ps(broadcast(fill), __mmask16((1u << count) - 1), p);
+}
+inline Vec<double> load_tail(const double* p, int64_t count, double fill) {
+  return _mm512_mask_loadu_pd(broadcast(fill), __mmask8((1u << count) - 1), p);
+}
+inline Vec<float> load_tail(const BFloat16* p, int64_t count, float fill) {
+  const __mmask16 mask = __mmask16((1u << count) - 1);
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+  return _mm512_mask_mov_ps(broadcast(fill), mask, __m512(_mm512_slli_epi32(wide, 16)));
+}
+inline Vec<float> load_tail(const Half* p, int64_t count, float fill) {
+  const __mmask16 mask = __mmask16((1u << count) - 1);
+  return _mm512_mask_cvtph_ps(broadcast(fill), mask, _mm256_maskz_loadu_epi16(mask, p));
+}
+inline void store_tail(float* p, Vec<float> x, int64_t count) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), x);
+}
+inline void store_tail(double* p, Vec<double> x, int64_t count) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), x);
+}
+inline void store_tail(BFloat16* p, Vec<float> x, int64_t count) {
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1), __m256i(to_bfloat16(x)));
+}
+inline void store_tail(Half* p, Vec<float> x, int64_t count) {
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1),
+                           _mm512_cvtps_ph(__m512(x), _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+// The first `count` lanes from p, the others `fill`.
+template <class Storage>
+inline Vec<Accumulate<Storage>> load_tail(const Storage* p, int64_t count,
+                                          Accumulate<Storage> fill) {
+  Vec<Accumulate<Storage>> x = broadcast(fill);
+  for (int64_t i = 0; i < count; i++) x[i] = to_float(p[i]);
+  return x;
+}
+// The first `count` lanes to p.
+template <class Storage>
+inline void store_tail(Storage* p, Vec<Accumulate<Storage>> x, int64_t count) {
+  for (int64_t i = 0; i < count; i++) from_float(x[i], p + i);
 }
 #endif
 

@@ -26,6 +26,21 @@ __device__ __forceinline__ To bit_cast(const From& from) {
   return to;
 }
 
+// The value itself, of which the compiler knows nothing: what was computed from x is not kept for
+// what is computed from opaque(x).
+__device__ __forceinline__ float opaque(float x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+f"(x));
+#endif
+  return x;
+}
+__device__ __forceinline__ double opaque(double x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+d"(x));
+#endif
+  return x;
+}
+
 // ---- Storage to arithmetic ----------------------------------------------------------------------
 
 __device__ __forceinline__ float widen(float x) { return x; }

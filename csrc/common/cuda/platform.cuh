@@ -19,11 +19,14 @@
 #include "tests/simt.h"
 #endif
 
-// In front of a loop: unroll it, so that its arrays can be registers.
+// In front of a loop: unroll it, so that its arrays can be registers; or only so many times.
 #if defined(__CUDACC__)
-#define LTK_UNROLL _Pragma("unroll")
+#define LTK_PRAGMA(text) _Pragma(#text)
+#define LTK_UNROLL LTK_PRAGMA(unroll)
+#define LTK_UNROLL_BY(...) LTK_PRAGMA(unroll(__VA_ARGS__))
 #else
 #define LTK_UNROLL
+#define LTK_UNROLL_BY(...)
 #endif
 
 namespace ltk::cuda {

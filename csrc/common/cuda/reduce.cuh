@@ -22,6 +22,10 @@ __device__ __forceinline__ State shuffle_xor(const State& state, int lanes, int 
   return other;
 }
 
+struct Any {
+  __device__ __forceinline__ int operator()(int a, int b) const { return a | b; }
+};
+
 // A row belongs to `kLanes` neighbouring lanes of a warp. All lanes of the warp must take part.
 template <int kLanes>
 struct LaneGroup {
@@ -39,6 +43,8 @@ struct LaneGroup {
     }
     return state;
   }
+  // Whether it holds for some thread: one answer for all that must take part in what follows.
+  __device__ __forceinline__ bool any(bool holds) const { return __any_sync(kAllLanes, holds); }
 };
 
 // A row belongs to a block, whose number of warps is a power of two.
@@ -72,6 +78,7 @@ struct BlockGroup {
     }
     return state;
   }
+  __device__ __forceinline__ bool any(bool holds) { return all_reduce(int{holds}, Any()) != 0; }
 };
 
 // What a block's reductions need at the start of its shared memory.
@@ -107,6 +114,31 @@ struct Sum {
   }
 };
 
+// Every value of an array by itself. Short arrays take one reduction together.
+template <class Acc, int kSize>
+struct Pack {
+  Acc value[kSize];
+};
+
+template <class Group, class Acc, int kSize, class Combine>
+__device__ __forceinline__ void all_reduce_each(Group& group, Acc (&value)[kSize],
+                                                Combine combine) {
+  if constexpr (kSize <= 8) {
+    Pack<Acc, kSize> pack;
+    memcpy(&pack, value, sizeof(pack));
+    pack = group.all_reduce(pack, [&](const Pack<Acc, kSize>& a, const Pack<Acc, kSize>& b) {
+      Pack<Acc, kSize> c;
+      LTK_UNROLL
+      for (int i = 0; i < kSize; ++i) c.value[i] = combine(a.value[i], b.value[i]);
+      return c;
+    });
+    memcpy(value, &pack, sizeof(pack));
+  } else {
+    LTK_UNROLL_BY(1)
+    for (int i = 0; i < kSize; ++i) value[i] = group.all_reduce(value[i], combine);
+  }
+}
+
 // ---- The sum over the rows, in the same launch --------------------------------------------------
 
 // True in the one block that comes here last, when all that the others wrote before is visible.
@@ -126,12 +158,28 @@ __device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned char* 
   return last;
 }
 
+// A class index that came from the caller, before it is used.
+__device__ __forceinline__ int checked_column(int64_t column, int64_t columns) {
+  device_assert(0 <= column && column < columns, "target out of range");
+  return static_cast<int>(column);
+}
+
 // sum of value(n) over n < count, by a whole block, in double and in a fixed order.
 template <class Value>
 __device__ __forceinline__ double block_sum(int64_t count, unsigned char* scratch, Value value) {
   double sum = 0;
   for (int64_t n = threadIdx.x; n < count; n += blockDim.x) sum += value(n);
   return BlockGroup(scratch).all_reduce(sum, Sum());
+}
+
+// loss = factor * sum of row_loss [rows], by the block that finishes last; nothing for a null loss.
+template <class Acc>
+__device__ __forceinline__ void reduce_rows(const Acc* row_loss, int64_t rows, Acc factor,
+                                            Acc* loss, unsigned* counter, unsigned char* scratch) {
+  if (!loss || !is_last_block(counter, scratch)) return;
+  const double sum =
+      block_sum(rows, scratch, [&](int64_t n) { return double(__ldcg(row_loss + n)); });
+  if (threadIdx.x == 0) *loss = static_cast<Acc>(factor * sum);
 }
 
 }  // namespace ltk::cuda

@@ -54,8 +54,8 @@ Outputs adjusted_cross_entropy(const Tensor& given_logits, const Tensor& target,
   return dispatch_accumulate(dtype, [&](auto zero) -> Outputs {
     using Acc = decltype(zero);
     constexpr ScalarType acc = scalar_type_of<Acc>();
-    const Tensor row_loss = empty({n}, acc, logits);
-    const Tensor loss = reduction == 0 ? row_loss : empty_scalar(acc, logits);
+    const Tensor loss = reduction == 0 ? empty({n}, acc, logits) : empty_scalar(acc, logits);
+    const RowLoss<Acc> row_loss(reduction == 0, loss, n);
     const Tensor grad = gradient ? empty({n, c}, logits.scalar_type(), logits) : no_tensor(logits);
     // On CUDA the mean's divisor is known when the gradient has been written.
     const bool divided_late =
@@ -77,7 +77,7 @@ Outputs adjusted_cross_entropy(const Tensor& given_logits, const Tensor& target,
     p.focal_gamma = static_cast<Acc>(focal_gamma);
     p.ignore_index = ignore_index;
     p.reduction = static_cast<Reduction>(reduction);
-    p.row_loss = static_cast<Acc*>(row_loss.mutable_data_ptr());
+    p.row_loss = row_loss.data();
     p.loss = reduction == 0 ? nullptr : static_cast<Acc*>(loss.mutable_data_ptr());
     p.grad = gradient ? grad.mutable_data_ptr() : nullptr;
     p.grad_scale = scaled ? static_cast<Acc*>(grad_scale.mutable_data_ptr()) : nullptr;
@@ -91,6 +91,7 @@ Outputs adjusted_cross_entropy(const Tensor& given_logits, const Tensor& target,
     }
 #endif
     check_indices(p.target, n, c, "target", ignore_index);
+    check_non_negative(p.class_weight, c, "class_weight");
     adjusted_cross_entropy_cpu(p, dtype);
     return {loss, grad, grad_scale};
   });

@@ -41,20 +41,21 @@ struct Row {
   Staged<Acc> affine(const Storage* logits, int64_t count, const Acc* bias) const {
     const int64_t whole = count - count % L;
     const V scale = broadcast(p.scale);
+    Acc* const to = staged;
     V top = broadcast(-kInf<Acc>);
     for (int64_t i = 0; i < whole; i += L) {
       V x = load(logits + i) * scale;
       if constexpr (Biased) x += load(bias + i);
-      store(staged + i, x);
+      store(to + i, x);
       top = max(x, top);
     }
-    Acc largest = horizontal_max<Acc>(top);
-    for (int64_t i = whole; i < count; i++) {
-      staged[i] = to_float(logits[i]) * p.scale + (Biased ? bias[i] : Acc(0));
-      largest = staged[i] > largest ? staged[i] : largest;
+    if (whole < count) {
+      V x = load_tail(logits + whole, count - whole, -kInf<Acc>) * scale;
+      if constexpr (Biased) x += load_tail(bias + whole, count - whole, Acc(0));
+      store(staged + whole, x);
+      top = max(x, top);
     }
-    pad(staged, count);
-    return {staged, largest};
+    return {staged, horizontal_max<Acc>(top)};
   }
 
   void run(int64_t n) const {
@@ -75,9 +76,8 @@ struct Row {
       const Staged<Acc> z = adjusted(logits, at, count, y);
       sum *= row_max.raise(z.max, kLog2e<Acc>);
       maxima[k] = row_max.origin();
-      // The next chunk, or the next row's first one.
-      const int64_t next = at + count == size ? p.logits_stride : at + count;
-      sum += exponentials(z.x, count, row_max.origin(), at, {logits, next}, {out, at});
+      sum += exponentials(z.x, count, row_max.origin(), at,
+                          {logits, ahead_of(at, size, p.logits_stride)}, {out, at});
       if (p.label_smoothing > 0) {
         const Acc* w = p.class_weight ? p.class_weight + at : ones;
         smooth.add(sum_of(w, count), weighted_distance(w, z.x, count, row_max.origin()),
@@ -162,7 +162,7 @@ struct Row {
       }
       const int64_t whole = count - count % L;
       for (int64_t i = 0; i < whole; i += L) store(out + at + i, us * load(e + i));
-      for (int64_t i = whole; i < count; i++) from_float(u * e[i], out + at + i);
+      if (whole < count) store_tail(out + at + whole, us * load(e + whole), count - whole);
       // From the unrounded probability: a 16-bit p would keep none of the digits of p - 1.
       if (y >= at && y < at + count && to_float(logits[y]) != -kInf<Acc> &&
           !(p.bias && p.bias[y] == -kInf<Acc>))
@@ -178,7 +178,8 @@ void rows(const AdjustedCrossEntropyParams<Accumulate<Storage>>& p, Accumulate<S
   Acc* const exps = scratch + kChunk;
   Acc* const maxima = exps + padded(p.columns);
   Acc* const ones = maxima + padded(chunks(p.columns));
-  for (int64_t i = 0; i < kChunk; i++) ones[i] = 1;
+  if (p.label_smoothing > 0)
+    for (int64_t i = 0; i < kChunk; i++) ones[i] = 1;
   auto all = [&](auto row) {
     for (int64_t n = begin; n < end; n++) row.run(n);
   };

@@ -1,7 +1,7 @@
 // kd_loss and bkd_loss: one op, the knowledge-distillation term with an optional cross-entropy.
 //
 //   loss[n] = CE(student[n], target[n]) + kl_factor * row_factor[n] * sum_c q_c (log q_c - log p_c)
-//   p = softmax(student[n, classes] / T)
+//   p = softmax(student[n] / T)
 //   q = softmax(teacher[n] / T + log class_weight)
 //
 // Gradients, with k = kl_factor * row_factor[n] and f = 1/N for the mean, 1 otherwise:
@@ -17,25 +17,23 @@
 
 namespace ltk {
 
-// Every pointer carries its shape. N rows, C student columns, S teacher columns (S = C unless
-// `classes` is given). Column strides are 1; row strides count elements.
+// Every pointer carries its shape. N rows, C columns. Column strides are 1; row strides count
+// elements.
 template <class Acc>
 struct DistillationParams {
   int64_t rows;     // N
   int64_t columns;  // C
-  int64_t subset;   // S
 
   const void* student;  // [N, C]
   int64_t student_stride;
-  const void* teacher;  // [N, S]
+  const void* teacher;  // [N, C]
   int64_t teacher_stride;
-  const int64_t* classes;  // [S], distinct columns of the student, or null: all of them
 
   // At most one of the two vectors is set; `temperature` holds where none is.
   Acc temperature;
   const Acc* row_temperature;     // [N] or null
-  const Acc* column_temperature;  // [S] or null
-  const Acc* class_weight;        // [S] or null; >= 0
+  const Acc* column_temperature;  // [C] or null
+  const Acc* class_weight;        // [C] or null; >= 0
 
   Acc kl_factor;
   const Acc* row_factor;      // [N], or [1] with stride 0, or null
@@ -54,7 +52,7 @@ struct DistillationParams {
   Acc* row_loss;       // [N], not multiplied by reduction_factor
   Acc* loss;           // [1] = reduction_factor * sum(row_loss), or null for reduction "none"
   void* student_grad;  // [N, C] contiguous, or null
-  void* teacher_grad;  // [N, S] contiguous, or null
+  void* teacher_grad;  // [N, C] contiguous, or null
   // float16 cannot hold gradients of 1/N * 1e-6. Its gradients are stored divided by a power of
   // two per row, which is written here; null for the other types, whose gradients are stored as is.
   Acc* grad_scale;  // [N] or null

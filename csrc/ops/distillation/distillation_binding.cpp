@@ -21,8 +21,8 @@ void distillation_cpu(const DistillationParams<Acc>& p, DType dtype) {
   DistillationTables<Acc> tables{nullptr, nullptr, 0};
   std::vector<Acc> inverse_temperature, log_class_weight;
   if (p.column_temperature != nullptr) {
-    inverse_temperature.resize(p.subset);
-    for (int64_t c = 0; c < p.subset; c++) {
+    inverse_temperature.resize(p.columns);
+    for (int64_t c = 0; c < p.columns; c++) {
       inverse_temperature[c] = 1 / p.column_temperature[c];
       tables.largest_inverse_temperature =
           std::max(tables.largest_inverse_temperature, inverse_temperature[c]);
@@ -30,11 +30,11 @@ void distillation_cpu(const DistillationParams<Acc>& p, DType dtype) {
     tables.inverse_temperature = inverse_temperature.data();
   }
   if (p.class_weight != nullptr) {
-    log_class_weight.resize(p.subset);
-    for (int64_t c = 0; c < p.subset; c++) log_class_weight[c] = std::log(p.class_weight[c]);
+    log_class_weight.resize(p.columns);
+    for (int64_t c = 0; c < p.columns; c++) log_class_weight[c] = std::log(p.class_weight[c]);
     tables.log_class_weight = log_class_weight.data();
   }
-  for_rows(p.rows, p.subset, [&](int64_t begin, int64_t end) {
+  for_rows(p.rows, p.columns, [&](int64_t begin, int64_t end) {
     switch (selected_isa()) {
 #define LTK_CASE(isa)                                                               \
   case Isa::isa:                                                                    \
@@ -48,47 +48,42 @@ void distillation_cpu(const DistillationParams<Acc>& p, DType dtype) {
   if (p.loss != nullptr) *p.loss = p.reduction_factor * ordered_sum(p.row_loss, p.rows);
 }
 
-Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
-                     const Optional& classes, double temperature, const Optional& row_temperature,
-                     const Optional& column_temperature, const Optional& class_weight,
-                     double kl_factor, const Optional& row_factor, const Optional& target,
-                     const Optional& target_b, double lam, const Optional& row_lam,
-                     const Optional& soft_target, int64_t reduction, bool student_gradient,
-                     bool teacher_gradient) {
+Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits, double temperature,
+                     const Optional& row_temperature, const Optional& column_temperature,
+                     const Optional& class_weight, double kl_factor, const Optional& row_factor,
+                     const Optional& target, const Optional& target_b, double lam,
+                     const Optional& row_lam, const Optional& soft_target, int64_t reduction,
+                     bool student_gradient, bool teacher_gradient) {
   const Tensor student = rows_of(student_logits, "student");
   const Tensor teacher = rows_of(teacher_logits, "teacher");
   const DType dtype = dtype_of(student);
-  const int64_t n = student.size(0), c = student.size(1), s = teacher.size(1);
+  const int64_t n = student.size(0), c = student.size(1);
   STD_TORCH_CHECK(teacher.size(0) == n && teacher.get_device() == student.get_device() &&
-                      dtype_of(teacher) == dtype && (classes.has_value() ? s <= c : s == c),
+                      dtype_of(teacher) == dtype && teacher.size(1) == c,
                   "student and teacher do not belong together");
-  STD_TORCH_CHECK(!classes.has_value() || (!target.has_value() && !soft_target.has_value()),
-                  "a class subset takes no target");
   return dispatch_accumulate(dtype, [&](auto zero) -> Outputs {
     using Acc = decltype(zero);
     constexpr ScalarType acc = scalar_type_of<Acc>();
-    const Tensor row_loss = empty({n}, acc, student);
-    const Tensor loss = reduction == 0 ? row_loss : empty_scalar(acc, student);
+    const Tensor loss = reduction == 0 ? empty({n}, acc, student) : empty_scalar(acc, student);
+    const RowLoss<Acc> row_loss(reduction == 0, loss, n);
     const Tensor student_grad =
         student_gradient ? empty({n, c}, student.scalar_type(), student) : no_tensor(student);
     const Tensor teacher_grad =
-        teacher_gradient ? empty({n, s}, student.scalar_type(), student) : no_tensor(student);
+        teacher_gradient ? empty({n, c}, student.scalar_type(), student) : no_tensor(student);
     const bool scaled = dtype == DType::Float16 && (student_gradient || teacher_gradient);
     const Tensor grad_scale = scaled ? empty({n}, acc, student) : no_tensor(student);
 
     DistillationParams<Acc> p{};
     p.rows = n;
     p.columns = c;
-    p.subset = s;
     p.student = student.const_data_ptr();
     p.student_stride = student.stride(0);
     p.teacher = teacher.const_data_ptr();
     p.teacher_stride = teacher.stride(0);
-    p.classes = data_or_null<int64_t>(classes, s, "classes", student);
     p.temperature = static_cast<Acc>(temperature);
     p.row_temperature = data_or_null<Acc>(row_temperature, n, "row_temperature", student);
-    p.column_temperature = data_or_null<Acc>(column_temperature, s, "column_temperature", student);
-    p.class_weight = data_or_null<Acc>(class_weight, s, "class_weight", student);
+    p.column_temperature = data_or_null<Acc>(column_temperature, c, "column_temperature", student);
+    p.class_weight = data_or_null<Acc>(class_weight, c, "class_weight", student);
     p.kl_factor = static_cast<Acc>(kl_factor);
     if (row_factor.has_value()) {
       const int64_t size = row_factor->numel();
@@ -104,7 +99,7 @@ Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
     p.soft_target_stride = c;
     p.reduction_factor =
         reduction == static_cast<int64_t>(Reduction::Mean) ? Acc(1) / Acc(n) : Acc(1);
-    p.row_loss = static_cast<Acc*>(row_loss.mutable_data_ptr());
+    p.row_loss = row_loss.data();
     p.loss = reduction == 0 ? nullptr : static_cast<Acc*>(loss.mutable_data_ptr());
     p.student_grad = student_gradient ? student_grad.mutable_data_ptr() : nullptr;
     p.teacher_grad = teacher_gradient ? teacher_grad.mutable_data_ptr() : nullptr;
@@ -117,9 +112,9 @@ Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
       return {loss, student_grad, teacher_grad, grad_scale};
     }
 #endif
-    check_indices(p.classes, s, c, "classes");
     check_indices(p.target, n, c, "target");
     check_indices(p.target_b, n, c, "target_b");
+    check_non_negative(p.class_weight, c, "class_weight");
     distillation_cpu(p, dtype);
     return {loss, student_grad, teacher_grad, grad_scale};
   });
@@ -129,7 +124,7 @@ Outputs distillation(const Tensor& student_logits, const Tensor& teacher_logits,
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ltkernels, m) {
   m.def(
-      "distillation(Tensor student, Tensor teacher, Tensor? classes, float temperature, "
+      "distillation(Tensor student, Tensor teacher, float temperature, "
       "Tensor? row_temperature, Tensor? column_temperature, Tensor? class_weight, float kl_factor, "
       "Tensor? row_factor, Tensor? target, Tensor? target_b, float lam, Tensor? row_lam, "
       "Tensor? soft_target, int reduction, bool student_gradient, bool teacher_gradient) "

@@ -4,8 +4,8 @@
 // maxima; its exponentials are taken relative to the running maxima, summed, and kept; after the
 // last chunk the kept exponentials, corrected for the maxima that grew meanwhile, become the
 // gradient. With x = logits / T, the running maxima m, e = exp(x - m) and Z = sum e,
-//   KL = sum e_t ((x_t - m_t) - (x_s - m_s)) / Z_t - ln Z_t + ln Z_s:
-// two exponentials an element and two logarithms a row.
+//   KL = sum e_t ((x_t - m_t) - (x_s - m_s)) / Z_t + ln (Z_s / Z_t):
+// two exponentials an element and one logarithm a row.
 // Class weights cost no more: w softmax(x) renormalised is softmax(x + log w).
 // The cross-entropy's exponential is a power of the distillation term's where T is 1, 2 or 4.
 #include "ops/distillation/distillation_cpu.h"
@@ -23,16 +23,16 @@ struct Scratch {
   Acc* student;      // [kChunk] staged
   Acc* teacher;      // [kChunk]
   Acc* logits;       // [kChunk] student's logits without temperature, for the cross-entropy
-  Acc* exp_student;  // [padded S]
-  Acc* exp_teacher;  // [padded S]
-  Acc* exp_logits;   // [padded S]
-  Acc* out;          // [kChunk] gradients on their way to scattered columns
+  Acc* exp_student;  // [padded C]
+  Acc* exp_teacher;  // [padded C]
+  Acc* exp_logits;   // [padded C]
+  Acc* out;          // [kChunk] gradients that are not finished
   Acc* max_student;  // [chunks] running maximum each chunk's exponentials refer to
   Acc* max_teacher;  // [chunks]
   Acc* max_logits;   // [chunks]
 
-  Scratch(Acc* base, int64_t subset) {
-    const int64_t row = padded(subset), n = padded(chunks(subset));
+  Scratch(Acc* base, int64_t columns) {
+    const int64_t row = padded(columns), n = padded(chunks(columns));
     auto take = [&base](int64_t count) {
       Acc* taken = base;
       base += count;
@@ -49,8 +49,8 @@ struct Scratch {
     max_teacher = take(n);
     max_logits = take(n);
   }
-  static int64_t size(int64_t subset) {
-    return 4 * kChunk + 3 * padded(subset) + 3 * padded(chunks(subset));
+  static int64_t size(int64_t columns) {
+    return 4 * kChunk + 3 * padded(columns) + 3 * padded(chunks(columns));
   }
 };
 
@@ -80,34 +80,63 @@ struct Row {
                     Acc max_s, Acc max_t, Acc max_l, int64_t at,
                     const Prefetch<Storage>& student_ahead, const Prefetch<Storage>& teacher_ahead,
                     const PrefetchForWriting<Storage>& grad_ahead) const {
+    const auto of_chunk = [&](auto finite) {
+      return exponentials<decltype(finite)::value>(xs, xt, xl, n, log2_scale, max_s, max_t, max_l,
+                                                   at, student_ahead, teacher_ahead, grad_ahead);
+    };
+    // An infinite logit leaves an infinite or undefined difference: then once more, with care.
+    const Sums sums = of_chunk(Bool<true>{});
+    return std::abs(sums.difference) < kInf<Acc> ? sums : of_chunk(Bool<false>{});
+  }
+
+  template <bool Finite>
+  Sums exponentials(const Acc* xs, const Acc* xt, const Acc* xl, int64_t n, Acc log2_scale,
+                    Acc max_s, Acc max_t, Acc max_l, int64_t at,
+                    const Prefetch<Storage>& student_ahead, const Prefetch<Storage>& teacher_ahead,
+                    const PrefetchForWriting<Storage>& grad_ahead) const {
     const V scale = broadcast(log2_scale), ms = broadcast(max_s), mt = broadcast(max_t);
     const V ml = broadcast(max_l), none = broadcast(-kInf<Acc>);
     const V log2e = broadcast(kLog2e<Acc>);
+    Acc* const kept_s = scratch.exp_student + at;
+    Acc* const kept_t = scratch.exp_teacher + at;
+    Acc* const kept_l = scratch.exp_logits + at;
     V zs{}, zt{}, difference{}, zl{};
-    for (int64_t i = 0; i < n; i += L) {
-      student_ahead(i);
-      teacher_ahead(i);
-      if constexpr (Gradient) grad_ahead(i);
+    const auto vector = [&](int64_t i, auto finite) {
+      constexpr bool kFinite = decltype(finite)::value;
       const V s = load(xs + i), t = load(xt + i);
       const V ds = s - ms, dt = t - mt;
-      const V es = exp2(ds * scale), et = exp2(dt * scale);
+      const V es = exp2<kFinite>(ds * scale), et = exp2<kFinite>(dt * scale);
       zs += es;
       zt += et;
       // Terms without teacher mass are 0, whatever the difference (-inf - -inf is NaN).
-      difference += et * (et == V{} ? V{} : dt - ds);
+      if constexpr (kFinite)
+        difference += et * (dt - ds);
+      else
+        difference += et * (et == V{} ? V{} : dt - ds);
       V el{};
       if constexpr (Ce == CrossEntropy::Own) {
-        el = exp2((load(xl + i) - ml) * log2e);
+        el = exp2<kFinite>((load(xl + i) - ml) * log2e);
         zl += el;
       } else if constexpr (Ce != CrossEntropy::None) {
         zl += power<Ce>(es);
       }
       if constexpr (Gradient) {
-        store(scratch.exp_student + at + i, es);
-        store(scratch.exp_teacher + at + i, s == none ? V{} : et);  // -inf is a constant
-        if constexpr (Ce == CrossEntropy::Own) store(scratch.exp_logits + at + i, el);
+        store(kept_s + i, es);
+        if constexpr (kFinite)
+          store(kept_t + i, et);
+        else
+          store(kept_t + i, s == none ? V{} : et);  // -inf is a constant
+        if constexpr (Ce == CrossEntropy::Own) store(kept_l + i, el);
       }
+    };
+    const int64_t whole = n - n % L;
+    for (int64_t i = 0; i < whole; i += L) {
+      student_ahead(i);
+      teacher_ahead(i);
+      if constexpr (Gradient) grad_ahead(i);
+      vector(i, Bool<Finite>{});
     }
+    if (whole < n) vector(whole, Bool<false>{});  // padded with -inf
     return {horizontal_sum<Acc>(zs), horizontal_sum<Acc>(zt), horizontal_sum<Acc>(difference),
             horizontal_sum<Acc>(zl)};
   }
@@ -125,14 +154,14 @@ struct Row {
     const Storage* student = static_cast<const Storage*>(p.student) + n * p.student_stride;
     const Storage* teacher = static_cast<const Storage*>(p.teacher) + n * p.teacher_stride;
     const Acc* soft = p.soft_target ? p.soft_target + n * p.soft_target_stride : nullptr;
-    const int64_t size = p.subset;
+    const int64_t size = p.columns;
     const bool by_column = tables.inverse_temperature != nullptr;
 
     const Acc temperature = p.row_temperature ? p.row_temperature[n] : p.temperature;
     const Acc inverse = by_column ? Acc(1) : 1 / temperature;
     const Acc log2_scale = inverse * kLog2e<Acc>;
-    const Transform<Acc> of_student{p.classes, tables.inverse_temperature, nullptr, 0};
-    const Transform<Acc> of_teacher{nullptr, tables.inverse_temperature, tables.log_class_weight,
+    const Transform<Acc> of_student{tables.inverse_temperature, nullptr, 0};
+    const Transform<Acc> of_teacher{tables.inverse_temperature, tables.log_class_weight,
                                     by_column ? Acc(1) : temperature};
     // The cross-entropy reads the student's staged logits unless a temperature is already in them.
     const bool stage_logits = Ce == CrossEntropy::Own && by_column;
@@ -142,8 +171,7 @@ struct Row {
     WeightedDistance<Acc> soft_distance;  // of the soft target's logits from their maximum
     for (int64_t k = 0, at = 0; at < size; k++, at += kChunk) {
       const int64_t count = size - at < kChunk ? size - at : kChunk;
-      const Staged<Acc> s =
-          stage(p.classes ? student : student + at, count, of_student.at(at), scratch.student);
+      const Staged<Acc> s = stage(student + at, count, of_student.at(at), scratch.student);
       const Staged<Acc> t = stage(teacher + at, count, of_teacher.at(at), scratch.teacher);
       Staged<Acc> l = s;
       if (stage_logits) l = stage(student + at, count, Transform<Acc>{}, scratch.logits);
@@ -160,12 +188,10 @@ struct Row {
       scratch.max_student[k] = max_s.origin();
       scratch.max_teacher[k] = max_t.origin();
       scratch.max_logits[k] = max_l.origin();
-      // The next chunk, or the next row's first one.
-      const bool last = at + count == size;
       const Sums chunk =
           exponentials(s.x, t.x, l.x, count, log2_scale, max_s.origin(), max_t.origin(),
-                       max_l.origin(), at, {student, last ? p.student_stride : at + count},
-                       {teacher, last ? p.teacher_stride : at + count},
+                       max_l.origin(), at, {student, ahead_of(at, size, p.student_stride)},
+                       {teacher, ahead_of(at, size, p.teacher_stride)},
                        {static_cast<Storage*>(p.student_grad), n * p.columns + at});
       sums.student += chunk.student;
       sums.teacher += chunk.teacher;
@@ -178,8 +204,8 @@ struct Row {
       }
     }
 
-    const Acc kl = inverse * (sums.difference / sums.teacher) - std::log(sums.teacher) +
-                   std::log(sums.student);
+    const Acc kl =
+        inverse * (sums.difference / sums.teacher) + std::log(sums.student / sums.teacher);
     const Acc factor =
         p.kl_factor * (p.row_factor ? p.row_factor[n * p.row_factor_stride] : Acc(1));
     Acc loss = factor * kl;
@@ -224,8 +250,7 @@ struct Row {
                         Acc v, Acc w, Acc unit, Acc lam, Acc max_s, Acc max_t, Acc max_l) const {
     Storage* out = static_cast<Storage*>(p.student_grad) + n * p.columns;
     const Acc* column_scale = tables.inverse_temperature;
-    if (p.classes != nullptr) std::memset(static_cast<void*>(out), 0, sizeof(Storage) * p.columns);
-    const int64_t whole_row = p.subset;
+    const int64_t whole_row = p.columns;
     for (int64_t k = 0, at = 0; at < whole_row; k++, at += kChunk) {
       const int64_t count = whole_row - at < kChunk ? whole_row - at : kChunk;
       // The chunk's exponentials refer to the maxima of their time.
@@ -251,11 +276,10 @@ struct Row {
           g += ws * power<Ce>(e);
         return g;
       };
-      if (soft == nullptr && p.classes == nullptr) {
+      if (soft == nullptr) {
         const int64_t whole = count - count % L;
         for (int64_t i = 0; i < whole; i += L) store(out + at + i, gradient(i));
-        for (int64_t i = whole; i < count; i++)
-          from_float(gradient_at(at + i, uk, vk, wk), out + at + i);
+        if (whole < count) store_tail(out + at + whole, gradient(whole), count - whole);
         if constexpr (Ce != CrossEntropy::None) {
           subtract_target(out, student, p.target[n], at, count, unit * lam, uk, vk, wk,
                           p.target_b && p.target_b[n] == p.target[n] ? unit * (1 - lam) : Acc(0));
@@ -266,11 +290,9 @@ struct Row {
         continue;
       }
       for (int64_t i = 0; i < count; i += L) store(scratch.out + i, gradient(i));
-      if (soft != nullptr)
-        for (int64_t i = 0; i < count; i++)
-          if (to_float(student[at + i]) != -kInf<Acc>) scratch.out[i] -= unit * soft[at + i];
       for (int64_t i = 0; i < count; i++)
-        from_float(scratch.out[i], out + (p.classes ? p.classes[at + i] : at + i));
+        if (to_float(student[at + i]) != -kInf<Acc>) scratch.out[i] -= unit * soft[at + i];
+      for (int64_t i = 0; i < count; i++) from_float(scratch.out[i], out + at + i);
     }
   }
 
@@ -286,13 +308,12 @@ struct Row {
                         const Transform<Acc>& of_student, const Transform<Acc>& of_teacher,
                         Acc log2_scale, Acc inverse, Acc factor, Acc kl, Acc max_s, Acc max_t,
                         Acc zs, Acc zt) const {
-    Storage* out = static_cast<Storage*>(p.teacher_grad) + n * p.subset;
+    Storage* out = static_cast<Storage*>(p.teacher_grad) + n * p.columns;
     const bool infinite = kl == kInf<Acc>;
     const Acc log_ratio = std::log(zs) - std::log(zt) - kl;
-    for (int64_t at = 0; at < p.subset; at += kChunk) {
-      const int64_t count = p.subset - at < kChunk ? p.subset - at : kChunk;
-      const Acc* s =
-          stage(p.classes ? student : student + at, count, of_student.at(at), scratch.student).x;
+    for (int64_t at = 0; at < p.columns; at += kChunk) {
+      const int64_t count = p.columns - at < kChunk ? p.columns - at : kChunk;
+      const Acc* s = stage(student + at, count, of_student.at(at), scratch.student).x;
       const Acc* t = stage(teacher + at, count, of_teacher.at(at), scratch.teacher).x;
       const V scale = broadcast(log2_scale), mt = broadcast(max_t);
       const V ms = broadcast(max_s), inv = broadcast(inverse);
@@ -316,7 +337,7 @@ template <class Storage, bool Gradient>
 void rows(const DistillationParams<Accumulate<Storage>>& p,
           const DistillationTables<Accumulate<Storage>>& tables, int64_t begin, int64_t end,
           Accumulate<Storage>* memory) {
-  Scratch<Accumulate<Storage>> scratch(memory, p.subset);
+  Scratch<Accumulate<Storage>> scratch(memory, p.columns);
   auto all = [&](auto row) {
     for (int64_t n = begin; n < end; n++) row.run(n);
   };
@@ -338,7 +359,7 @@ void rows(const DistillationParams<Accumulate<Storage>>& p,
 
 template <class Acc>
 int64_t distillation_scratch(const DistillationParams<Acc>& p) {
-  return Scratch<Acc>::size(p.subset);
+  return Scratch<Acc>::size(p.columns);
 }
 
 template <>

@@ -9,8 +9,8 @@ namespace ltk {
 // Per-class values that all rows share, computed once a call.
 template <class Acc>
 struct DistillationTables {
-  const Acc* inverse_temperature;  // [S] 1 / column_temperature, or null
-  const Acc* log_class_weight;     // [S] or null
+  const Acc* inverse_temperature;  // [C] 1 / column_temperature, or null
+  const Acc* log_class_weight;     // [C] or null
   Acc largest_inverse_temperature;
 };
 

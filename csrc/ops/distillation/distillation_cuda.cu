@@ -59,7 +59,7 @@ template <class Storage, class Acc>
 const char* general(const DistillationParams<Acc>& p, const CudaLaunch& where,
                     const Device& device) {
   int threads = 32;
-  while (threads < 512 && threads * 8 < std::max(p.columns, p.subset)) threads *= 2;
+  while (threads < 512 && threads * 8 < p.columns) threads *= 2;
   return launch(where, distillation_general<Storage>,
                 {grid_blocks(p.rows, device, threads), threads, scratch_bytes(threads)}, p,
                 where.counter);
@@ -67,7 +67,7 @@ const char* general(const DistillationParams<Acc>& p, const CudaLaunch& where,
 
 template <class Storage>
 const char* run(const DistillationParams<float>& p, const CudaLaunch& where, const Device& device) {
-  const bool rare = p.classes || p.column_temperature || p.soft_target || p.teacher_grad;
+  const bool rare = p.column_temperature || p.soft_target || p.teacher_grad;
   return rare ? general<Storage>(p, where, device) : fast<Storage>(p, where, device);
 }
 

@@ -8,8 +8,8 @@
 //   resident     up to 6144          held in registers                  8, 32, 64, 128, 256
 //   shared       up to shared memory held in shared memory              512
 //   stream       any                 read twice, online softmax         512
-//   general      any                 read twice: class subsets, column temperatures, dense soft
-//                                    targets, teacher gradients, float64; 32 .. 512
+//   general      any                 read twice: column temperatures, dense soft targets, teacher
+//                                    gradients, float64; 32 .. 512
 //
 // All exponentials are powers of two, 2^(x log2(e) / T - max), and kept until the gradient needs
 // them. softmax(student) at T = 1, for the cross-entropy, is the power 1, 2 or 4 of what the KL
@@ -119,7 +119,7 @@ __device__ __forceinline__ Plain plain_of(const DistillationParams<Acc>& p, Acc 
   return temperature == Acc(4) ? Plain::Power4 : Plain::Own;
 }
 
-// One row of the fast kernels: scalar or row temperature, hard labels, no subset.
+// One row of the fast kernels: scalar or row temperature, hard labels.
 //
 // Of the teacher is kept t (scale log2(e)/T) without class weights, t log2(e)/T + log2 w (scale 1)
 // with them. `offset` counts columns from the thread's first chunk, see RowView.
@@ -543,7 +543,7 @@ struct MergeOnlineCe {
   }
 };
 
-// A block per row, value by value. S columns carry the KL term, C the cross-entropy.
+// A block per row, value by value.
 template <class Storage>
 struct GeneralRow {
   using Acc = Accumulate<Storage>;
@@ -570,22 +570,15 @@ struct GeneralRow {
         labels(p, row),
         has_ce(p.target || p.soft_target) {}
 
-  __device__ __forceinline__ int64_t student_column(int64_t j) const {
-    if (!p.classes) return j;
-    const int64_t column = p.classes[j];
-    device_assert(0 <= column && column < p.columns, "class out of range");
-    return column;
-  }
   __device__ __forceinline__ Acc temperature(int64_t j) const {
     if (p.column_temperature) return p.column_temperature[j];
     return p.row_temperature ? p.row_temperature[row] : p.temperature;
   }
-  // Exponents a and b of subset column j.
+  // Exponents a and b of column j.
   __device__ __forceinline__ KdMaxima<Acc> exponents(int64_t j) const {
     const Acc scale = kLog2E<Acc> / temperature(j);
     const Acc b = widen(teacher[j]) * scale;
-    return {widen(student[student_column(j)]) * scale,
-            p.class_weight ? b + fast_log2(p.class_weight[j]) : b};
+    return {widen(student[j]) * scale, p.class_weight ? b + fast_log2(p.class_weight[j]) : b};
   }
   __device__ __forceinline__ Acc soft_at(int64_t c) const { return soft ? soft[c] : Acc(0); }
 
@@ -599,7 +592,7 @@ struct GeneralRow {
     if (s == -kInfinity<Acc>) y = 0;
     return fast_exp2(std::fma(s, kLog2E<Acc>, -ce_shift)) * of_plain - y * of_label;
   }
-  // KL part of both gradients at subset column j.
+  // KL part of both gradients at column j.
   __device__ __forceinline__ KdMaxima<Acc> kl_gradient(int64_t j) const {
     const KdMaxima<Acc> x = exponents(j);
     const Acc a = x.student - shift.student, b = x.teacher - shift.teacher;
@@ -628,7 +621,7 @@ __global__ void __launch_bounds__(512, 1)
     // The KL term: exponents are already scaled, so that the online merge is too.
     const MergeOnlineKd<Acc> merge{Acc(1), Acc(1)};
     OnlineKd<Acc> online;
-    for (int64_t j = rank; j < p.subset; j += size) {
+    for (int64_t j = rank; j < p.columns; j += size) {
       const KdMaxima<Acc> x = math.exponents(j);
       const KdMaxima<Acc> maxima = MaxOfBoth()(online.maxima, x);
       KdSums<Acc> sums = merge.rebase(online, maxima);
@@ -681,11 +674,9 @@ __global__ void __launch_bounds__(512, 1)
 
     if (p.grad_scale) {  // the largest gradient of the row, both sides
       Acc largest = 0;
-      for (int64_t c = rank; c < p.columns; c += size) {
-        largest = std::fmax(largest, std::fabs(math.ce_gradient(c)));
-      }
-      for (int64_t j = rank; j < p.subset; j += size) {
+      for (int64_t j = rank; j < p.columns; j += size) {
         const KdMaxima<Acc> g = math.kl_gradient(j);
+        largest = std::fmax(largest, std::fabs(math.ce_gradient(j)));
         largest = std::fmax(largest, std::fabs(g.student));
         if (teacher_grad) largest = std::fmax(largest, std::fabs(g.teacher));
       }
@@ -697,20 +688,11 @@ __global__ void __launch_bounds__(512, 1)
       math.of_plain /= half;
     }
 
-    // Every column of the student first without, then those of the subset with the KL term.
-    if (student_grad && p.classes) {
-      for (int64_t c = rank; c < p.columns; c += size) {
-        student_grad[row * p.columns + c] = narrow<Storage>(math.ce_gradient(c));
-      }
-      __syncthreads();
-    }
-    for (int64_t j = rank; j < p.subset; j += size) {
+    for (int64_t j = rank; j < p.columns; j += size) {
       const KdMaxima<Acc> g = math.kl_gradient(j);
-      if (student_grad) {
-        const int64_t c = math.student_column(j);
-        student_grad[row * p.columns + c] = narrow<Storage>(g.student + math.ce_gradient(c));
-      }
-      if (teacher_grad) teacher_grad[row * p.subset + j] = narrow<Storage>(g.teacher);
+      const int64_t at = row * p.columns + j;
+      if (student_grad) student_grad[at] = narrow<Storage>(g.student + math.ce_gradient(j));
+      if (teacher_grad) teacher_grad[at] = narrow<Storage>(g.teacher);
     }
   }
   reduce_rows(p, counter, scratch);

@@ -10,10 +10,12 @@
 //            V = sum_j v_j,  S_c = sum_j v_j log p^j_c:  O(K) a class.
 //            One of u, v is `sample_weight`, the other is 1.
 //
-// Gradients, with k = kl_factor * row_factor[n] * kl_reduction and e = ce_factor * ce_reduction w_y:
+// Gradients, with k = kl_factor * row_factor[n] * kl_reduction and e = ce_factor * ce_reduction
+// w_y:
 //   d z^k_c =  e ( softmax(a(z^k))_c - [c = y] )       (OfMean: 1/K of it, of m)
 //            + k / T_c ( p^k_c - q_c )                                            (Mean)
-//            + k / T_c v_k ( U p^k_c - sum_i u_i p^i_c )          (Pairwise, as second distribution)
+//            + k / T_c v_k ( U p^k_c - sum_i u_i p^i_c )          (Pairwise, as second
+//            distribution)
 //            + k / T_c u_k p^k_c ( h_c - sum_d p^k_d h_d )        (Pairwise, as first)
 //              with U = sum_i u_i,  h_c = V log p^k_c - S_c
 //
@@ -44,7 +46,7 @@ struct ExpertsParams {
   int64_t columns;  // C
   int experts;      // K <= kMostExperts
 
-  const void* logits[kMostExperts];       // K of [N, C]
+  const void* logits[kMostExperts];  // K of [N, C]
   int64_t logits_stride[kMostExperts];
 
   ExpertCrossEntropy cross_entropy;
