@@ -78,6 +78,40 @@ def test_experts_are_as_many_as_asked_for():
     assert len(experts) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("ride", {}),
+        ("ride", {"ride.pairwise": True, "loss.deferred": 0.0}),  # weights and temperatures
+        ("ride", {"ride.distill": True}),
+        ("ride_bkd", {}),
+    ],
+)
+def test_a_step_compiles_in_one_graph_with_the_same_gradients(name, keys):
+    method = build(name, **keys)
+    stage = method.stages()[0]
+    method.on_stage_start(stage)
+    method.on_epoch_start(stage, 0)
+    method.eval()  # so that both calls see the same batch norm
+    batch = batch_of(method)
+
+    def loss_of_images(images):
+        same = Batch(images, batch.labels, batch.indices)
+        return method.loss(method(same), same)
+
+    found = []
+    for step in (
+        loss_of_images,
+        torch.compile(loss_of_images, fullgraph=True, backend="aot_eager"),
+    ):
+        method.zero_grad()
+        loss = step(batch.images)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in method.model.parameters())])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
 # -- two stages
 
 
