@@ -10,16 +10,22 @@ from .balanced_softmax import BalancedSoftmax
 from .bkd import BKD
 from .cb import ClassBalanced
 from .ce import CrossEntropy
+from .crt import CRT
 from .focal import Focal
 from .kd import KD
 from .ldam_drw import LDAMDRW
-from .method import Batch, Context, Method, Stage
+from .method import Batch, Context, Method, Stage, TestSet
+from .ride import RIDE
+from .ride_bkd import RIDEBKD
 
 __all__ = [
     "BKD",
+    "CRT",
     "KD",
     "LDAMDRW",
     "METHODS",
+    "RIDE",
+    "RIDEBKD",
     "BalancedSoftmax",
     "Batch",
     "ClassBalanced",
@@ -28,10 +34,22 @@ __all__ = [
     "Focal",
     "Method",
     "Stage",
+    "TestSet",
 ]
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (CrossEntropy, Focal, ClassBalanced, LDAMDRW, BalancedSoftmax, KD, BKD)
+    for method in (
+        CrossEntropy,
+        Focal,
+        ClassBalanced,
+        LDAMDRW,
+        BalancedSoftmax,
+        KD,
+        BKD,
+        RIDE,
+        RIDEBKD,
+        CRT,
+    )
 }
 """Methods by the name the command line takes."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ltkernels.data import LongTailedDataset
     from ltkernels.train.config import Config, ScheduleConfig
 
-__all__ = ["Batch", "Context", "Method", "Stage"]
+__all__ = ["Batch", "Context", "Method", "Stage", "TestSet"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Context:
         dataset: the training data; held-out validation images are already taken out.
         class_counts: int64 ``[C]``, training images of each class.
         device: where the run trains.
-        build_model: makes the network that the configuration names, for this data set.
+        build_model: makes the network that the configuration names, for this data set; with
+            ``experts=K``, the multi-expert one.
         teachers: the trained methods of the runs that :meth:`Method.prerequisites` asked for, by
             name, frozen and in evaluation mode.
     """
@@ -97,8 +98,30 @@ class Context:
     dataset: LongTailedDataset
     class_counts: Tensor
     device: torch.device
-    build_model: Callable[[], nn.Module]
+    build_model: Callable[..., Any]
     teachers: Mapping[str, Method]
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The test images as a method's report sees them.
+
+    Args:
+        labels: int64 ``[M]``.
+        class_counts: int64 ``[C]``, training images of each class.
+        rule: which classes are many, medium and few.
+        input_shape: ``(channels, H, W)``.
+        run: applies a function of normalised images to all test images, batch by batch, without
+            gradients, in evaluation mode; its rows ``[M, ...]`` come back on the CPU.
+    """
+
+    __test__ = False  # pytest takes classes of such names for tests
+
+    labels: Tensor
+    class_counts: Tensor
+    rule: str
+    input_shape: tuple[int, int, int]
+    run: Callable[[Callable[[Tensor], Tensor]], Tensor]
 
 
 class Method(nn.Module, ABC):
@@ -116,7 +139,7 @@ class Method(nn.Module, ABC):
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Configuration that differs from the general defaults, weaker than any recipe."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Method-specific configuration keys (``temperature``, ``loss.*`` ...) that it reads."""
+    """Method-specific configuration keys, or whole tables, that it reads: ``loss.alpha``."""
     keeps_prior: ClassVar[bool] = False
     """Whether its logits still carry the training prior, so that adjusting them afterwards pays."""
 
@@ -127,6 +150,11 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.context = context
         self.model = context.build_model()
+
+    @classmethod
+    def complete(cls, config: Config) -> Config:
+        """The configuration with what follows from other runs; called before the run begins."""
+        return config
 
     @classmethod
     def prerequisites(cls, config: Config) -> dict[str, Config]:
@@ -209,6 +237,10 @@ class Method(nn.Module, ABC):
         """Logits ``[N, C]`` of normalised images, in evaluation mode."""
         logits: Tensor = self.model(images)
         return logits
+
+    def report(self, test: TestSet) -> dict[str, Any]:
+        """More entries of ``result.json``, made when training is done; none by default."""
+        return {}
 
     def on_stage_start(self, stage: Stage) -> None:
         """Called before the optimiser of a stage is made: freeze or thaw parameters here."""

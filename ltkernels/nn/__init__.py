@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from .cifar_resnet import CifarBlock, CifarResNet, PadShortcut, cifar_stage
 from .cost import count_macs, count_parameters
+from .experts import EXPERT_WIDTH, CifarExperts, MultiExpert, ResNetExperts
 from .heads import NormedLinear, build_head
+from .official import load_official_state
 from .resnet import BasicBlock, Bottleneck, ResNet, resnet_stage
+from .routing import Routed, RoutedExperts
 
 __all__ = [
     "MODELS",
     "BasicBlock",
     "Bottleneck",
     "CifarBlock",
+    "CifarExperts",
     "CifarResNet",
+    "MultiExpert",
     "NormedLinear",
     "PadShortcut",
     "ResNet",
+    "ResNetExperts",
+    "Routed",
+    "RoutedExperts",
     "build_head",
     "build_model",
     "cifar_stage",
     "count_macs",
     "count_parameters",
+    "load_official_state",
     "resnet_stage",
 ]
 
-_CONSTRUCTORS: dict[str, partial[CifarResNet] | partial[ResNet]] = {
-    "resnet8": partial(CifarResNet, (1, 1, 1)),
-    "resnet20": partial(CifarResNet, (3, 3, 3)),
-    "resnet32": partial(CifarResNet, (5, 5, 5)),
-    "resnet10": partial(ResNet, BasicBlock, (1, 1, 1, 1)),
-    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+_SMALL: dict[str, tuple[int, ...]] = {
+    "resnet8": (1, 1, 1),
+    "resnet20": (3, 3, 3),
+    "resnet32": (5, 5, 5),
+}
+_LARGE: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
 }
 
-MODELS: tuple[str, ...] = tuple(_CONSTRUCTORS)
+MODELS: tuple[str, ...] = (*_SMALL, *_LARGE)
 """Names that :func:`build_model` takes."""
 
 
@@ -48,7 +58,9 @@ def build_model(
     *,
     width: int | None = None,
     stem_stride: int | None = None,
-) -> CifarResNet | ResNet:
+    experts: int | None = None,
+    expert_width: float = EXPERT_WIDTH,
+) -> CifarResNet | ResNet | CifarExperts | ResNetExperts:
     """Make a classification network by name.
 
     ``resnet8``, ``resnet20``, ``resnet32`` (three stages, width 16) are for small images,
@@ -63,31 +75,38 @@ def build_model(
         width: channels of the stem; the network's own by default.
         stem_stride: stride of the stem of a small-image network, 1 by default; 2 makes it four
             times cheaper, which suits 28x28 greys.
+        experts: number K of experts on a shared stem (:class:`MultiExpert`); None for a single
+            network.
+        expert_width: width of the experts' own stages relative to the single network's.
 
     Returns:
-        A module with ``forward(x) -> logits [N, C]``, ``features(x) -> [N, D]`` and the attribute
-        ``num_features`` = D.
+        A module with ``features(x) -> [N, D]``, the attribute ``num_features`` = D and
+        ``forward(x) -> logits [N, C]``; with `experts`, both give one tensor an expert.
 
     Raises:
         ValueError: unknown `name` or `head`, a size below 1, or `stem_stride` for a large-image
             network.
     """
-    if name not in _CONSTRUCTORS:
+    if name not in MODELS:
         raise ValueError(
             f"`build_model`: expected `name` to be one of {', '.join(MODELS)}, got {name!r}"
         )
     sizes = {"num_classes": num_classes, "in_channels": in_channels}
     options: dict[str, Any] = {"in_channels": in_channels, "head": head, "scale": scale}
-    if width is not None:
-        options["width"] = sizes["width"] = width
-    if stem_stride is not None:
-        options["stem_stride"] = sizes["stem_stride"] = stem_stride
+    for argument, given in (("width", width), ("stem_stride", stem_stride), ("experts", experts)):
+        if given is not None:
+            options[argument] = sizes[argument] = given
     for argument, size in sizes.items():
         if size < 1:
             raise ValueError(f"`build_model`: expected `{argument}` to be >= 1, got {size}")
-    constructor = _CONSTRUCTORS[name]
-    if stem_stride is not None and constructor.func is ResNet:
+    if stem_stride is not None and name in _LARGE:
         raise ValueError(
             f"`build_model`: expected `stem_stride` only with a small-image network, got {name!r}"
         )
-    return constructor(num_classes=num_classes, **options)
+    if experts is not None:
+        options["expert_width"] = expert_width
+    if name in _SMALL:
+        small = CifarResNet if experts is None else CifarExperts
+        return small(_SMALL[name], num_classes, **options)
+    large = ResNet if experts is None else ResNetExperts
+    return large(*_LARGE[name], num_classes, **options)

@@ -78,8 +78,9 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
         if key in given and given[key] != value:
             raise ConfigError(f"`{key}` is given twice: {given[key]!r} and {value!r}")
         given[key] = value
-    if given.get("teacher"):
-        given["teacher"] = str(Path(given["teacher"]).resolve())
+    for key in ("teacher", "start"):
+        if given.get(key):
+            given[key] = str(Path(given[key]).resolve())
     return given
 
 
@@ -102,9 +103,10 @@ def _new_folder(name: str) -> Path:
 def _note_unread(config: Config, given: dict[str, Any]) -> None:
     """Say which of the given keys the method does not read."""
     specific = {key for method in METHODS.values() for key in method.reads} | {"experts"}
-    unread = sorted(k for k in given if k in specific - METHODS[config.method].reads)
+    unread = specific - METHODS[config.method].reads
+    unread = {k for k in given if k in unread or k.partition(".")[0] in unread}
     if unread and World.from_environment().is_main:
-        keys = ", ".join(f"`{k}`" for k in unread)
+        keys = ", ".join(f"`{k}`" for k in sorted(unread))
         print(f"note: {config.method} does not read {keys}", file=sys.stderr)
 
 

@@ -31,6 +31,8 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "RideConfig",
+    "RoutingConfig",
     "ScheduleConfig",
     "parse_toml",
     "recipe_names",
@@ -72,6 +74,8 @@ class ModelConfig:
 
     name: str = "resnet32"
     """One of ``ltkernels.nn``'s models."""
+    expert_width: float = 0.75
+    """Width of an expert's own stages relative to the single network's."""
     head: Literal["linear", "cosine"] = "linear"
     """``cosine``: logits are ``scale`` times the cosine of feature and class weight."""
     scale: float = 30.0
@@ -128,6 +132,51 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class RideConfig:
+    """RIDE's first stage: what the experts learn from, and from whom."""
+
+    individual: Literal["ldam", "ce", "balanced_softmax"] = "ldam"
+    """Loss of each expert by itself."""
+    collaborative: bool = False
+    """One loss of the experts' mean logits in place of each expert's own."""
+    diversity: float = -0.45
+    """Factor of the divergence, below 0 to reward diversity; 0: none."""
+    pairwise: bool = False
+    """Divergence of the experts from each other (paper), not from their mean (released code)."""
+    temperature: float = 1.0
+    """Largest temperature of the divergence."""
+    gamma: float = 0.05
+    """Spread of the temperatures over the classes from the deferred epoch on."""
+    distill: bool = False
+    """Distil from a RIDE model of ``teacher_experts`` experts (``teacher``, or trained first)."""
+    teacher_experts: int = 6
+    distill_factor: float = 1.0
+    distill_temperature: float = 1.5
+    preset: Literal["official", "paper"] = "official"
+    """Sum or mean over the experts, factor of the divergence, what the teacher teaches."""
+
+
+@dataclass(frozen=True)
+class RoutingConfig:
+    """RIDE's second stage: routers, trained on frozen experts; and how they are used."""
+
+    epochs: int = 0
+    """0: no routers, every image is shown to every expert."""
+    batch_size: int = 512
+    lr: float = 0.01
+    weight_decay: float = 5e-4
+    z: int = 30
+    """How many of the largest logits a router sees; at most the number of classes is taken."""
+    hidden: int = 16
+    shared: bool = True
+    """One second layer for all routers."""
+    pos_weight: float = 100.0
+    """Weight of the images that need another expert."""
+    threshold: float = 0.5
+    """Probability above which an image is shown to the next expert."""
+
+
+@dataclass(frozen=True)
 class Config:
     """One training run."""
 
@@ -160,6 +209,10 @@ class Config:
     """Beta(alpha, alpha) mixup of images and labels; 0: none."""
     teacher: str = ""
     """Folder of the run that teaches; empty: trained first, in ``OUT/teacher``."""
+    start: str = ""
+    """Folder of the run whose network a method starts from; empty: trained first, where needed."""
+    start_experts: int = 0
+    """Experts of the network that ``start`` gives; 0: a single network. Found, not set."""
     shot_rule: Literal["kang", "liu", "sharma", "wang"] = "kang"
     """Which classes are many, medium and few."""
     selection: Literal["last", "best_val", "best_test"] = "last"
@@ -171,6 +224,8 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    ride: RideConfig = field(default_factory=RideConfig)
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
 
     @property
     def deferred_epoch(self) -> int:
@@ -418,12 +473,34 @@ def _validate(config: Config) -> None:
         if not condition:
             raise ConfigError(f"`{key}`: expected {expected}, got {flat[key]!r}")
 
-    for key in ("epochs", "batch_size", "experts"):
+    for key in ("epochs", "batch_size", "experts", "routing.batch_size", "routing.z"):
         need(flat[key] >= 1, key, "at least 1")
-    for key in ("lr", "temperature", "model.scale"):
+    need(flat["routing.hidden"] >= 1, "routing.hidden", "at least 1")
+    need(flat["ride.teacher_experts"] >= 1, "ride.teacher_experts", "at least 1")
+    for key in (
+        "lr",
+        "temperature",
+        "model.scale",
+        "model.expert_width",
+        "ride.temperature",
+        "ride.distill_temperature",
+        "routing.lr",
+        "routing.pos_weight",
+    ):
         need(flat[key] > 0, key, "a number above 0")
-    for key in ("weight_decay", "workers", "threads", "eval_every", "mixup_alpha", "loss.alpha"):
+    for key in (
+        "weight_decay",
+        "workers",
+        "threads",
+        "eval_every",
+        "mixup_alpha",
+        "loss.alpha",
+        "routing.epochs",
+        "routing.weight_decay",
+    ):
         need(flat[key] >= 0, key, "a number not below 0")
+    need(0 < flat["routing.threshold"] < 1, "routing.threshold", "a probability, 0 to 1")
+    need(0 <= flat["ride.gamma"] <= 1, "ride.gamma", "a number from 0 to 1")
     for key in ("schedule.warmup", "loss.deferred"):
         need(0 <= flat[key] <= 1, key, "a fraction of the run, 0 to 1")
     for key in ("loss.beta", "optimizer.momentum", "data.holdout"):

@@ -12,6 +12,7 @@ from ltkernels.metrics import expected_calibration_error, shot_accuracy
 from ltkernels.schedules import log_prior
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -95,6 +96,7 @@ def predict_logits(
     amp: AbstractContextManager[Any] | None = None,
     channels_last: bool = False,
     batch_size: int = 512,
+    function: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Logits of images in evaluation mode; the processes share the images.
 
@@ -107,9 +109,10 @@ def predict_logits(
         amp: autocast context.
         channels_last: memory layout of the images.
         batch_size: images at a time.
+        function: what is computed of normalised images, row by row; None: ``method.predict``.
 
     Returns:
-        float32 ``[M, C]`` on the CPU.
+        The rows, ``[M, C]`` for logits, on the CPU; float32, or float64 where they are.
     """
     training = method.training
     method.eval()
@@ -118,7 +121,8 @@ def predict_logits(
     for chunk in torch.split(world.part(images), batch_size):
         x = transform.normalize(chunk.to(device)).contiguous(memory_format=layout)
         with amp or nullcontext():
-            rows.append(method.predict(x).float())
+            row = (function or method.predict)(x)
+        rows.append(row if row.dtype == torch.float64 else row.float())
     method.train(training)
     gathered: Tensor = world.gather(torch.cat(rows), len(images))
     return gathered.cpu()

@@ -22,6 +22,7 @@ from ltkernels.train.randomness import seed_global
 from ltkernels.train.schedule import lr_factor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from ltkernels.data import LongTailedDataset
@@ -353,8 +354,8 @@ class Trainer:
             every = 1 if self.config.selection != "last" else max(1, stage.epochs // 10)
         return (epoch + 1) % every == 0 or epoch + 1 == stage.epochs
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits ``[M, C]`` of uint8 images on the CPU."""
+    def logits(self, images: Tensor, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Logits ``[M, C]`` of uint8 images on the CPU, or what `function` says of them."""
         return predict_logits(
             self.method,
             images,
@@ -363,6 +364,7 @@ class Trainer:
             device=self.device,
             amp=self.autocast(),
             channels_last=self.config.channels_last,
+            function=function,
         )
 
     def _score(self, images: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-__all__ = ["HOW_TO_GET_PLOTS", "can_plot", "plot_run"]
+__all__ = ["HOW_TO_GET_PLOTS", "can_plot", "new_figure", "plot_run"]
 
 HOW_TO_GET_PLOTS = "no plots: `pip install matplotlib`, then run again with --resume"
 
@@ -34,7 +34,8 @@ def can_plot() -> bool:
     return True
 
 
-def _figure(width: float = 7.0, height: float = 4.0) -> tuple[Figure, Axes]:
+def new_figure(width: float = 7.0, height: float = 4.0) -> tuple[Figure, Axes]:
+    """A figure of one plot, in the style of all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -92,7 +93,7 @@ def _class_accuracy(
     order = class_counts.argsort(descending=True, stable=True)
     accuracy = (100 * class_accuracy(prediction, labels, len(class_counts))[order]).numpy()
     counts, group_of = class_counts[order].numpy(), group[order].numpy()
-    figure, axes = _figure()
+    figure, axes = new_figure()
     position = np.arange(len(order))
     for index, name in enumerate(GROUPS):
         own = group_of == index
@@ -118,7 +119,7 @@ def _group_confusion(prediction: Tensor, labels: Tensor, group: Tensor) -> Figur
         share[index, 0] = right.double().mean()
         wrong = torch.bincount(group[prediction[own][~right]], minlength=len(GROUPS))
         share[index, 1:] = wrong / own.sum()
-    figure, axes = _figure(6, 3.2)
+    figure, axes = new_figure(6, 3.2)
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(GROUPS)), GROUPS)
@@ -134,7 +135,7 @@ def _group_confusion(prediction: Tensor, labels: Tensor, group: Tensor) -> Figur
 def _reliability(logits: Tensor, labels: Tensor) -> Figure:
     bins = reliability(logits.softmax(1), labels)
     used = bins.count > 0
-    figure, axes = _figure(4.6, 4.2)
+    figure, axes = new_figure(4.6, 4.2)
     centre = ((bins.edges[:-1] + bins.edges[1:]) / 2)[used].numpy()
     accuracy, confidence = bins.accuracy[used].numpy(), bins.confidence[used].numpy()
     width = float(bins.edges[1])
@@ -149,7 +150,7 @@ def _reliability(logits: Tensor, labels: Tensor) -> Figure:
 def _curves(history: Sequence[dict[str, Any]]) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure()
+    figure, axes = new_figure()
     position = range(1, len(history) + 1)
     axes.plot(position, [row["loss"] for row in history], color="grey", label="training loss")
     axes.set(xlabel="epoch", ylabel="training loss")

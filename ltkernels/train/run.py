@@ -13,7 +13,7 @@ import torch
 
 import ltkernels
 from ltkernels.data import load
-from ltkernels.methods import METHODS, Context
+from ltkernels.methods import METHODS, Context, TestSet
 from ltkernels.nn import build_model, count_macs, count_parameters
 from ltkernels.train.checkpoint import write_atomic
 from ltkernels.train.config import (
@@ -31,6 +31,7 @@ from ltkernels.train.loop import Trainer, resolve_device, use_threads
 from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot, plot_run
 from ltkernels.train.progress import SilentProgress, make_progress
 from ltkernels.train.randomness import seeded
+from ltkernels.train.routing_plots import plot_routing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ltkernels.methods import Method
     from ltkernels.train.progress import Progress
 
-__all__ = ["load_config", "load_method", "load_result", "train"]
+__all__ = ["load_config", "load_dataset", "load_method", "load_result", "train"]
 
 # What a run that has trained leaves; a configuration alone is one that failed before it began.
 _RUN_FILES = ("checkpoint.pt", "metrics.jsonl", "model.safetensors", "result.json")
@@ -131,6 +132,7 @@ def train(
     out, world = Path(out), World.from_environment()
     if progress is None or not world.is_main:
         progress = make_progress() if world.is_main else SilentProgress()
+    config = METHODS[config.method].complete(config)
     device = resolve_device(config.device, world)
     world.start(device)
     _claim(config, out, resume, world)
@@ -178,6 +180,7 @@ def _context(
         scale=model.scale,
         width=model.width,
         stem_stride=model.stem_stride,
+        expert_width=model.expert_width,
     )
     return Context(config, dataset, dataset.class_counts, device, build, teachers)
 
@@ -196,7 +199,7 @@ class _Run:
     def execute(self) -> dict[str, Any]:
         config, world, device = self.config, self.world, self.device
         threads = use_threads(config.threads, world)
-        whole = self.given_dataset or _load_dataset(config)
+        whole = self.given_dataset or load_dataset(config)
         dataset, validation = _hold_out(whole, config)
         teachers: dict[str, Method] = {}
         teacher_records: dict[str, Any] = {}
@@ -226,13 +229,14 @@ class _Run:
             **_result(config, dataset, trainer, logits),
             "teacher": None,
             **teacher_records,
+            **method.report(self._test_set(trainer)),
             "device": _device_name(device),
             "threads": threads,
             "processes": world.size,
         }
         document = json.dumps(result, indent=2)
         if world.is_main:
-            self._write(document, trainer, logits)
+            self._write(document, result, trainer, logits)
         world.barrier()
         # As a later reader of the file sees it: lists, not tuples.
         written: dict[str, Any] = json.loads(document)
@@ -240,8 +244,9 @@ class _Run:
 
     def _prerequisite(self, name: str, needed: Config) -> Path:
         """Folder of a run this one needs: the given one, or one trained now."""
-        if name == "teacher" and self.config.teacher:
-            return Path(self.config.teacher)
+        given = {"teacher": self.config.teacher, "start": self.config.start}.get(name)
+        if given:
+            return Path(given)
         folder = self.out / name
         train(
             needed,
@@ -252,13 +257,29 @@ class _Run:
         )
         return folder
 
-    def _write(self, document: str, trainer: Trainer, logits: Tensor) -> None:
+    def _test_set(self, trainer: Trainer) -> TestSet:
+        dataset = trainer.dataset
+        _, channels, height, width = dataset.train_images.shape
+        return TestSet(
+            dataset.test_labels,
+            dataset.class_counts,
+            self.config.shot_rule,
+            (channels, height, width),
+            lambda function: trainer.logits(dataset.test_images, function),
+        )
+
+    def _write(
+        self, document: str, result: dict[str, Any], trainer: Trainer, logits: Tensor
+    ) -> None:
         dataset = trainer.dataset
         _save_network(self.out / "model.safetensors", trainer.method.model, self.config, dataset)
         if can_plot():
+            title = f"{self.config.method} on {dataset.name}, seed {self.config.seed}"
+            if "routing" in result:
+                plot_routing(self.out / "plots", title=title, routing=result["routing"])
             plot_run(
                 self.out / "plots",
-                title=f"{self.config.method} on {dataset.name}, seed {self.config.seed}",
+                title=title,
                 logits=logits,
                 labels=dataset.test_labels,
                 class_counts=dataset.class_counts,
@@ -271,7 +292,8 @@ class _Run:
         write_atomic(self.out / "result.json", document + "\n")
 
 
-def _load_dataset(config: Config) -> LongTailedDataset:
+def load_dataset(config: Config) -> LongTailedDataset:
+    """The data set that a configuration names; nothing of it held out."""
     data = config.data
     return load(
         config.dataset,

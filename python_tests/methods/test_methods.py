@@ -8,16 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ltkernels.methods import METHODS, Batch, Context
-from ltkernels.nn import build_model
-from ltkernels.schedules import effective_number_weight, ldam_margin
+from ltkernels.methods import METHODS, Batch
+from ltkernels.schedules import diversity_temperature, effective_number_weight, ldam_margin
 from ltkernels.train import resolve, train
 from ltkernels.train.config import CONFIG_KEYS, Config
 from ltkernels.train.progress import SilentProgress
-from tiny_data import TINY, tiny_dataset
-
-DATA = tiny_dataset()
-COUNTS = DATA.class_counts
+from tiny_data import TINY
+from tiny_methods import COUNTS, DATA, batch_of, build
 
 
 @pytest.fixture(scope="module")
@@ -27,36 +24,28 @@ def teacher(tmp_path_factory):
     return str(out)
 
 
-def build(name, **keys):
-    torch.manual_seed(0)
-    config = resolve(TINY, {"method": name, **keys})
-    head = {"head": config.model.head, "scale": config.model.scale}
-
-    def network():
-        return build_model("resnet8", 6, 1, width=4, **head)
-
-    teachers = {}
-    if METHODS[name].prerequisites(config):
-        teachers["teacher"] = build("ce").eval()
-    context = Context(config, DATA, COUNTS, torch.device("cpu"), network, teachers)
-    return METHODS[name](context)
-
-
-def batch_of(method, n=48):
-    indices = torch.arange(0, 5 * n, 5)
-    generator = torch.Generator().manual_seed(0)
-    return method.prepare(
-        DATA.train_images[indices], DATA.train_labels[indices], indices, generator
-    )
-
-
 def test_table_of_methods():
-    assert list(METHODS) == ["ce", "focal", "cb", "ldam_drw", "balanced_softmax", "kd", "bkd"]
+    assert list(METHODS) == [
+        "ce",
+        "focal",
+        "cb",
+        "ldam_drw",
+        "balanced_softmax",
+        "kd",
+        "bkd",
+        "ride",
+        "ride_bkd",
+        "crt",
+    ]
     assert all(METHODS[name].name == name and METHODS[name].summary for name in METHODS)
-    assert all(method.reads <= set(CONFIG_KEYS) for method in METHODS.values())
+    keys = {*CONFIG_KEYS, *(key.partition(".")[0] for key in CONFIG_KEYS)}
+    assert all(method.reads <= keys for method in METHODS.values())
 
 
-@pytest.mark.parametrize("name", METHODS)
+BY_THEMSELVES = [name for name in METHODS if name != "crt"]  # the other has tests of its own
+
+
+@pytest.mark.parametrize("name", BY_THEMSELVES)
 def test_training_lowers_the_loss(name, teacher, tmp_path):
     config = resolve(TINY, {"method": name, "lr": 0.05})
     if "teacher" in METHODS[name].reads:
@@ -85,6 +74,12 @@ def definition(name, method, outputs, batch):
         log_p = (z / temperature).log_softmax(1)
         kl = F.kl_div(log_p, q, reduction="batchmean")
         return F.cross_entropy(z, y) + temperature**2 * kl
+    if name == "ride":
+        return ride_of_the_paper(config, outputs["experts"], y, weight)
+    if name == "ride_bkd":
+        parts = [(z, outputs["teacher"]) for z in outputs["experts"]]
+        taught = sum(definition("bkd", method, part, batch) for part in parts)
+        return taught + diversity_of_the_paper(config, outputs["experts"])
     z = outputs
     if name == "ce":
         return F.cross_entropy(z, y)
@@ -99,7 +94,25 @@ def definition(name, method, outputs, batch):
     return F.cross_entropy(z - margin[:, None] * F.one_hot(y, 6), y, weight)
 
 
-@pytest.mark.parametrize("name", METHODS)
+def ride_of_the_paper(config, experts, y, weight):
+    """RIDE's released form of eqs. 2-4, after the deferred epoch."""
+    margin = config.model.scale * ldam_margin(COUNTS).float()[y]
+    adjusted = [z - margin[:, None] * F.one_hot(y, 6) for z in experts]
+    each = [F.cross_entropy(z, y, weight) for z in adjusted]
+    return torch.stack(each).sum() + diversity_of_the_paper(config, experts)
+
+
+def diversity_of_the_paper(config, experts):
+    temperature = diversity_temperature(COUNTS, 1.0, config.ride.gamma).float()
+    mean = (torch.stack(experts).mean(0).detach() / temperature).softmax(1)
+    total = torch.zeros(())
+    for z in experts:
+        kl = F.kl_div((z / temperature).log_softmax(1), mean, reduction="batchmean")
+        total = total + config.ride.diversity * temperature.mean() ** 2 * kl
+    return total
+
+
+@pytest.mark.parametrize("name", BY_THEMSELVES)
 def test_loss_is_the_papers(name):
     method = build(name)
     (stage,) = method.stages()
@@ -112,7 +125,7 @@ def test_loss_is_the_papers(name):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.model.parameters())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BY_THEMSELVES)
 def test_mixed_labels_are_the_mixed_loss(name):
     method = build(name, mixup_alpha=0.4)
     (stage,) = method.stages()

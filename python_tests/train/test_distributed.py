@@ -19,11 +19,15 @@ def losses(out):
     return [json.loads(x)["loss"] for x in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
-    # bkd trains cross-entropy first; the last batch, 31 images, does not divide by 2.
-    arguments = ["bkd", "--dataset", "digits-lt", "--threads", "1", "--set", "device=cpu"]
-    for text in ("epochs=2", "batch_size=50", "lr=0.02", "mixup_alpha=0.5", "model.width=8"):
+needs_processes = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch without distributed"
+)
+
+
+def train_with_one_and_two(tmp_path, method, *settings):
+    """The same run by one process and by two; their folders and what the two printed."""
+    arguments = [method, "--dataset", "digits-lt", "--threads", "1", "--set", "device=cpu"]
+    for text in ("lr=0.02", "model.width=8", *settings):
         arguments += ["--set", text]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -37,14 +41,39 @@ def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("files:") == 1  # one process speaks
     assert cli.main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    return tmp_path / "one", tmp_path / "two"
+
+
+def result_of(out):
+    return json.loads((out / "result.json").read_text())
+
+
+@needs_processes
+def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
+    # bkd trains cross-entropy first; the last batch, 31 images, does not divide by 2.
+    one, two = train_with_one_and_two(tmp_path, "bkd", "batch_size=50", "epochs=2", "mixup_alpha=0.5")
     # Sums in another order differ by rounding; every step of training amplifies that a little.
     for part, tolerances in {"teacher": (1e-6, 1e-3), "": (2e-3, 5e-3)}.items():
-        one, two = (losses(tmp_path / n / part) for n in ("one", "two"))
         for epoch, tolerance in enumerate(tolerances):
-            assert two[epoch] == pytest.approx(one[epoch], rel=tolerance)
-    one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
-    assert two["processes"] == 2
-    assert two["accuracy"]["overall"] == pytest.approx(one["accuracy"]["overall"], abs=2.0)
+            expected = losses(one / part)[epoch]
+            assert losses(two / part)[epoch] == pytest.approx(expected, rel=tolerance)
+    assert result_of(two)["processes"] == 2
+    accuracy = result_of(one)["accuracy"]["overall"]
+    assert result_of(two)["accuracy"]["overall"] == pytest.approx(accuracy, abs=2.0)
+
+
+@needs_processes
+def test_ride_gives_the_numbers_of_one_process_in_both_stages(tmp_path):
+    # With class weights, whose weighted mean no process could take alone. Two steps a stage: the
+    # second one's loss tells whether the first one's gradient was right.
+    settings = ["epochs=1", "batch_size=216", "experts=2", "loss.deferred=0"]
+    settings += ["routing.epochs=1", "routing.batch_size=216", "routing.z=4"]
+    one, two = train_with_one_and_two(tmp_path, "ride", *settings)
+    for expected, found, tolerance in zip(losses(one), losses(two), (1e-5, 1e-3), strict=True):
+        assert found == pytest.approx(expected, rel=tolerance)
+    assert result_of(two)["routing"]["shares"]["overall"] == pytest.approx(
+        result_of(one)["routing"]["shares"]["overall"], abs=0.02
+    )
 
 
 def test_one_process_changes_nothing():

@@ -1,0 +1,103 @@
+"""The command line: ``python -m ltkernels.analyze``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ltkernels.methods import METHODS
+from ltkernels.train.config import ConfigError
+from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot
+
+from .bias_variance import (
+    analyze_bias_variance,
+    format_reports,
+    plot_reports,
+    train_draws,
+    write_reports,
+)
+from .tau_norm import analyze_tau_norm
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ltkernels.analyze", description=__doc__)
+    names = parser.add_subparsers(dest="analysis", required=True, metavar="NAME")
+    add = names.add_parser(
+        "bias-variance",
+        help="0-1 bias and variance of methods over draws of the training set, by group",
+        description="Trains every method on M draws of the long-tailed set (what is finished is "
+        "kept, what was interrupted goes on) and splits its error into bias and variance.",
+    ).add_argument
+    add("--methods", default="ce,ride", metavar="M1,M2", help="methods (default: ce,ride)")
+    add("--dataset", default="glyph-lt", metavar="NAME", help="data set (default: glyph-lt)")
+    add("--models", type=int, default=20, metavar="M", help="draws of each method (default: 20)")
+    add("--jobs", type=int, default=1, metavar="J", help="trainings at a time (default: 1)")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the runs and the report")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for ltkernels.train")
+
+    add = names.add_parser(
+        "tau-norm",
+        help="accuracy after tau-normalisation of the classifier, by group and tau",
+        description="Divides the weight vector of each class by its length to the power tau, "
+        "without training, and evaluates the run for tau from 0 to 1.",
+    ).add_argument
+    add("run", type=Path, metavar="RUN", help="folder of a finished run with linear heads")
+    return parser
+
+
+def _tau_norm(arguments: argparse.Namespace) -> None:
+    found = analyze_tau_norm(arguments.run)
+    groups = list(found.trained)
+    print(f"{found.method}, accuracy in percent\n")
+    rows = {"as trained": found.trained} | {f"tau {t:g}": row for t, row in found.by_tau.items()}
+    print(" " * 10 + "".join(group.rjust(9) for group in groups))
+    for name, row in rows.items():
+        values = ["-" if row[group] is None else f"{row[group]:.1f}" for group in groups]
+        print(name.ljust(10) + "".join(value.rjust(9) for value in values))
+
+
+def _bias_variance(arguments: argparse.Namespace) -> None:
+    methods = arguments.methods.split(",")
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise ConfigError(f"unknown method {unknown[0]!r} (there are {', '.join(METHODS)})")
+    if arguments.models < 2:
+        raise ConfigError(f"--models: expected at least 2, got {arguments.models}")
+    settings = [word for text in arguments.set for word in ("--set", text)]
+    runs = train_draws(
+        methods,
+        arguments.models,
+        arguments.out,
+        ["--dataset", arguments.dataset, *settings],
+        arguments.jobs,
+        say=lambda text: print(text, flush=True),
+    )
+    reports = [analyze_bias_variance(runs[name]) for name in methods]
+    print(f"\n{format_reports(reports)}\n\nPercent of test images, mean over classes.\n")
+    print(write_reports(arguments.out, reports))
+    print(plot_reports(arguments.out, reports) if can_plot() else HOW_TO_GET_PLOTS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code, as that of ``ltkernels.train``."""
+    arguments = _parser().parse_args(argv)
+    try:
+        {"bias-variance": _bias_variance, "tau-norm": _tau_norm}[arguments.analysis](arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_USAGE
+    except (RuntimeError, OSError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted, saved; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The analyses: their numbers, what is resumed, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from ltkernels.analyze import __main__ as cli
+from ltkernels.analyze import analyze_bias_variance, analyze_tau_norm, tau_normalize
+from ltkernels.nn import build_model
+from ltkernels.train import ConfigError
+
+SHORT = [
+    "--dataset",
+    "digits-lt",
+    "--models",
+    "2",
+    *("--set", "epochs=1"),
+    *("--set", "model.width=2"),
+    *("--set", "model.name=resnet8"),
+]
+
+
+def analyze(out, *more):
+    return cli.main(["bias-variance", "--methods", "ce", "--out", str(out), *SHORT, *more])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bias")
+    assert analyze(out) == 0
+    return out
+
+
+def test_error_is_bias_and_both_parts_of_the_variance(report):
+    (row,) = json.loads((report / "bias_variance.json").read_text())
+    assert row["models"] == 2
+    for group in ("overall", "many", "medium", "few"):
+        if row["error"][group] is None:
+            continue
+        parts = row["variance_unbiased"][group] + row["variance_biased"][group]
+        assert row["variance"][group] == pytest.approx(parts)
+        # Two models: on a biased image the one that differs may be right or wrong again.
+        low = row["bias"][group] + row["variance_unbiased"][group] - row["variance_biased"][group]
+        high = row["bias"][group] + row["variance_unbiased"][group]
+        assert low - 1e-9 <= row["error"][group] <= high + 1e-9
+
+
+def test_models_are_trained_on_draws_of_their_own(report):
+    hashes = [
+        json.loads((report / "ce" / f"draw-{i}" / "result.json").read_text())["split_hash"]
+        for i in range(2)
+    ]
+    assert hashes[0] != hashes[1]
+
+
+def test_finished_models_are_not_trained_again(report, capsys):
+    before = [(report / "ce" / f"draw-{i}" / "result.json").stat().st_mtime_ns for i in range(2)]
+    assert analyze(report) == 0
+    after = [(report / "ce" / f"draw-{i}" / "result.json").stat().st_mtime_ns for i in range(2)]
+    assert before == after
+    assert "done" not in capsys.readouterr().out
+
+
+def test_what_a_training_says_is_passed_on(tmp_path, capsys):
+    assert analyze(tmp_path, "--set", "lr=-1") == 1
+    assert "error: ce, draw 0: `lr`: expected a number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "named"), [(["--models", "1"], "--models"), (["--methods", "x"], "'x'")]
+)
+def test_wrong_usage(more, named, tmp_path, capsys):
+    assert analyze(tmp_path, *more) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_one_model_has_no_variance(report):
+    with pytest.raises(ConfigError, match="at least 2 models"):
+        analyze_bias_variance([report / "ce" / "draw-0"])
+
+
+def test_tau_brings_the_lengths_together():
+    model = build_model("resnet8", 7, 1, width=4, experts=2)
+    before = [head.weight.detach().clone() for head in model.classifiers()]
+    tau_normalize(model, 0.5)
+    for head, weight in zip(model.classifiers(), before, strict=True):
+        torch.testing.assert_close(head.weight.norm(dim=1), weight.norm(dim=1).sqrt())
+        torch.testing.assert_close(normalize(head.weight, dim=1), normalize(weight, dim=1))
+        assert not head.bias.any()
+    tau_normalize(model, 1.0)
+    torch.testing.assert_close(model.linears[0].weight.norm(dim=1), torch.ones(7))
+
+
+def test_tau_normalisation_of_a_run(report, capsys):
+    found = analyze_tau_norm(report / "ce" / "draw-0", taus=(0.0, 1.0))
+    again = analyze_tau_norm(report / "ce" / "draw-0", taus=(1.0,))
+    assert found.by_tau[1.0] == again.by_tau[1.0]  # each tau starts from the trained weights
+    result = json.loads((report / "ce" / "draw-0" / "result.json").read_text())
+    assert found.trained == result["accuracy"]
+    assert cli.main(["tau-norm", str(report / "ce" / "draw-0")]) == 0
+    assert "tau 0.5" in capsys.readouterr().out
+
+
+def test_cosine_heads_have_no_length():
+    with pytest.raises(ValueError, match="cosine head"):
+        tau_normalize(build_model("resnet8", 7, 1, head="cosine"), 0.5)
