@@ -154,7 +154,7 @@ def class_aware_epoch_indices(
     groups = -(-total // per_class)
     turns = _cycles(len(counts), groups, generator)
     images = torch.empty(groups, per_class, dtype=torch.int64)
-    by_class = torch.argsort(classes, stable=True).split(counts.tolist())
+    by_class = torch.split(torch.argsort(classes, stable=True), counts.tolist())
     for label, members in enumerate(by_class):
         own = (turns == label).nonzero().flatten()
         drawn = _cycles(len(members), len(own) * per_class, generator)
