@@ -41,7 +41,14 @@ if TYPE_CHECKING:
     from ltkernels.methods import Method
     from ltkernels.train.progress import Progress
 
-__all__ = ["load_config", "load_dataset", "load_method", "load_result", "train"]
+__all__ = [
+    "load_config",
+    "load_dataset",
+    "load_method",
+    "load_result",
+    "load_training_set",
+    "train",
+]
 
 # What a run that has trained leaves; a configuration alone is one that failed before it began.
 _RUN_FILES = ("checkpoint.pt", "metrics.jsonl", "model.safetensors", "result.json")
@@ -315,6 +322,11 @@ def load_dataset(config: Config) -> LongTailedDataset:
         seed=data.seed,
         draw=data.draw,
     )
+
+
+def load_training_set(config: Config) -> LongTailedDataset:
+    """The data set that a configuration trains on: what it holds out is not there."""
+    return _hold_out(load_dataset(config), config)[0]
 
 
 def _hold_out(
