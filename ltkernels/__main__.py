@@ -6,7 +6,7 @@ import ltkernels
 
 COMMANDS = {
     "ltkernels.train": "train a method; without arguments, the quick demonstration",
-    "ltkernels.analyze": "bias and variance over draws; tau-normalisation",
+    "ltkernels.analyze": "bias and variance; tau-normalisation; long-tailness; curves",
     "ltkernels.selftest": "compare random calls of the fused ops with their definition",
 }
 

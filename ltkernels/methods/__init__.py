@@ -14,15 +14,18 @@ from .crt import CRT
 from .focal import Focal
 from .kd import KD
 from .ldam_drw import LDAMDRW
+from .lfme import LFME
 from .method import Batch, Context, Method, Stage, TestSet
 from .ride import RIDE
 from .ride_bkd import RIDEBKD
+from .subset_expert import SubsetExpert
 
 __all__ = [
     "BKD",
     "CRT",
     "KD",
     "LDAMDRW",
+    "LFME",
     "METHODS",
     "RIDE",
     "RIDEBKD",
@@ -34,6 +37,7 @@ __all__ = [
     "Focal",
     "Method",
     "Stage",
+    "SubsetExpert",
     "TestSet",
 ]
 
@@ -50,6 +54,8 @@ METHODS: dict[str, type[Method]] = {
         RIDE,
         RIDEBKD,
         CRT,
+        SubsetExpert,
+        LFME,
     )
 }
 """Methods by the name the command line takes."""

@@ -13,7 +13,7 @@ import difflib
 import json
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -28,12 +28,14 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "LfmeConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
     "RideConfig",
     "RoutingConfig",
     "ScheduleConfig",
+    "SubsetsConfig",
     "parse_toml",
     "recipe_names",
     "recipe_tables",
@@ -177,6 +179,67 @@ class RoutingConfig:
 
 
 @dataclass(frozen=True)
+class SubsetsConfig:
+    """Subsets of the classes by their number of training images; each has an expert."""
+
+    thresholds: tuple[int, ...] = (20, 100)
+    """Rising numbers of images that part the subsets: one more subset than thresholds."""
+    rule: Literal["liu", "kang", "sharma", "wang", "overlap"] = "liu"
+    """Where a class goes whose count is a threshold; see ``ltkernels.data.class_subsets``."""
+    index: int = 0
+    """Subset of a ``subset_expert``; 0: the one of the classes with most images."""
+
+
+@dataclass(frozen=True)
+class LfmeConfig:
+    """LFME's student. ``none`` takes what the preset says."""
+
+    preset: Literal["paper", "official"] = "paper"
+    """The paper, or its released code; see ``ltkernels.methods.lfme.PRESETS``."""
+    sampling: Literal["class", "instance"] = "class"
+    """Every class equally often, or every image once an epoch."""
+    images_per_class: int = 4
+    """Successive images of a class in class sampling."""
+    distill: bool = True
+    """Distil from the experts (KD)."""
+    expert_selection: bool = True
+    """Weigh each expert by how far the student is behind it (SpES); without: weight 1."""
+    instance_selection: bool = True
+    """Weigh each image by the expert's confidence, rising with the epochs (SpIS); without: 1."""
+    validation: Literal["auto", "holdout", "train", "test"] = "auto"
+    """Images on which student and experts are compared; ``auto``: those held out of training
+    (``data.holdout``) where there are any, else the training images. ``test`` leaks the test set
+    and is labelled so."""
+    alpha: float | None = None
+    """Share of the expert's accuracy up to which it teaches with weight 1."""
+    clamp: bool = True
+    """Keep the weight of an expert that the student has passed at 0; without: negative."""
+    schedule: Literal["linear", "convex", "concave"] = "linear"
+    """Growth of the images' weights."""
+    printed: bool = False
+    """The concave growth as printed, from 0 to 1 - v."""
+    instance_start: Literal["paper", "official"] | None = None
+    """Weights before the first epoch: confidence times the subset's ratio, or the confidence
+    brought from that ratio to 1 within each class."""
+    instance_span: float | None = None
+    """Fraction of the run after which the weights are 1."""
+    instance_clip: bool | None = None
+    """Keep the weights at 1 from then on; without: they go on growing."""
+    instance_weight_on: Literal["loss", "logits"] | None = None
+    """What an image's weight multiplies: its cross-entropy, or its logits in both losses."""
+    classification: Literal["ce", "focal"] = "ce"
+    """Loss of the labels; ``focal`` with ``loss.focal_gamma``."""
+    t2: bool = False
+    """Factor T^2 of the distillation."""
+    expert_epochs: float | None = None
+    """Epochs of an expert, relative to the student's."""
+    expert_schedule: Literal["same", "cosine"] | None = None
+    """Learning rate of an expert: the student's course, or a cosine."""
+    expert_batch: Literal["same", "halved"] | None = None
+    """Batch size of an expert: the student's, or halved from subset to subset."""
+
+
+@dataclass(frozen=True)
 class Config:
     """One training run."""
 
@@ -213,6 +276,9 @@ class Config:
     """Folder of the run whose network a method starts from; empty: trained first, where needed."""
     start_experts: int = 0
     """Experts of the network that ``start`` gives; 0: a single network. Found, not set."""
+    expert_runs: str = ""
+    """Folder of the runs of subset experts, ``expert0`` and on; those it lacks are trained there.
+    Empty: the run's own folder."""
     shot_rule: Literal["kang", "liu", "sharma", "wang"] = "kang"
     """Which classes are many, medium and few."""
     selection: Literal["last", "best_val", "best_test"] = "last"
@@ -226,6 +292,8 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     ride: RideConfig = field(default_factory=RideConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
+    subsets: SubsetsConfig = field(default_factory=SubsetsConfig)
+    lfme: LfmeConfig = field(default_factory=LfmeConfig)
 
     @property
     def deferred_epoch(self) -> int:
@@ -505,6 +573,7 @@ def _validate(config: Config) -> None:
         need(0 <= flat[key] <= 1, key, "a fraction of the run, 0 to 1")
     for key in ("loss.beta", "optimizer.momentum", "data.holdout"):
         need(0 <= flat[key] < 1, key, "a number from 0 to below 1")
+    _validate_subsets(config, need)
     milestones = config.schedule.milestones
     need(
         list(milestones) == sorted(milestones) and all(0 <= m <= 1 for m in milestones),
@@ -520,6 +589,32 @@ def _validate(config: Config) -> None:
         need(config.optimizer.momentum > 0, "optimizer.momentum", "above 0 with nesterov")
     if config.selection == "best_val":
         need(config.data.holdout > 0, "data.holdout", "above 0 with selection = best_val")
+
+
+def _validate_subsets(config: Config, need: Callable[[bool, str, str], None]) -> None:
+    subsets, lfme = config.subsets, config.lfme
+    thresholds = subsets.thresholds
+    need(
+        bool(thresholds) and list(thresholds) == sorted(set(thresholds)) and thresholds[0] >= 1,
+        "subsets.thresholds",
+        "rising numbers, at least 1",
+    )
+    most = len(thresholds)
+    need(0 <= subsets.index <= most, "subsets.index", f"a number from 0 to {most}")
+    need(lfme.images_per_class >= 1, "lfme.images_per_class", "at least 1")
+    if lfme.alpha is not None:
+        need(0 <= lfme.alpha < 1, "lfme.alpha", "a number from 0 to below 1")
+    if lfme.instance_span is not None:
+        need(lfme.instance_span > 0, "lfme.instance_span", "a number above 0")
+    if lfme.expert_epochs is not None:
+        need(lfme.expert_epochs > 0, "lfme.expert_epochs", "a number above 0")
+    if config.method != "lfme":
+        return
+    if lfme.validation == "holdout":
+        need(config.data.holdout > 0, "data.holdout", "above 0 with lfme.validation = holdout")
+    if lfme.instance_selection:
+        # A mixed image has no weight of its own, in the paper or in the code.
+        need(config.mixup_alpha == 0, "mixup_alpha", "0 with lfme.instance_selection")
 
 
 # -- a Config as TOML -----------------------------------------------------------------------------

@@ -285,7 +285,7 @@ class Trainer:
             for split, (images, labels) in self._held_out.items():
                 row[split] = self._score(images, labels)
         accuracy = {k: v for k, v in row.get("validation", {}).items() if k != "ece"}
-        self.method.on_epoch_end(stage, at.epoch, accuracy)
+        row |= self.method.on_epoch_end(stage, at.epoch, accuracy) or {}
         self.history.append(row)
         self._select(row)
         self.progress.epoch(row, stage.epochs)

@@ -25,7 +25,11 @@ def _magnitude(value: float) -> str:
 
 def _rows(result: Mapping[str, Any]) -> list[list[str]]:
     accuracy = result["accuracy"]
-    leak = " (epoch chosen on the test set: a leak)" if result["selection"] == "best_test" else ""
+    leak = ""
+    if result["selection"] == "best_test":
+        leak = " (epoch chosen on the test set: a leak)"
+    elif result.get("test_set_leak"):
+        leak = " (trained by accuracies on the test set: a leak)"
     rows = [
         [
             result["method"] + leak,
