@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from hypothesis import strategies as st
 
@@ -31,7 +33,7 @@ def experts(draw, overlapping=None, max_rows=5, reject=None):
             else []
         )
         bounds = [0, *cuts, known]
-        classes = [list(order[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        classes = [list(order[a:b]) for a, b in pairwise(bounds)]
     rows = draw(st.integers(1, max_rows))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     spread = draw(st.sampled_from([0.1, 1.0, 5.0, 30.0]))

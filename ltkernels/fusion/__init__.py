@@ -26,19 +26,23 @@ from .oracle import oracle
 from .reject import correct_reject, reject_correction
 from .selection import ExpertSelection
 from .stacking import Stacking
+from .strategies import STRATEGIES, Strategy, make_fusion
 from .strategy import LearnedFusion
 from .voting import expand_posterior, soft_vote
 
 __all__ = [
+    "STRATEGIES",
     "ClassLists",
     "ExpertSelection",
     "JointCalibration",
     "LearnedFusion",
     "Stacking",
+    "Strategy",
     "balanced_weight",
     "correct_reject",
     "expand_posterior",
     "kl_min",
+    "make_fusion",
     "oracle",
     "reject_correction",
     "soft_vote",

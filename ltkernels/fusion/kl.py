@@ -173,8 +173,8 @@ def _shared(experts: Experts, membership: Tensor) -> Tensor:
 def _maximise(weight: Tensor, rejected: Tensor, outside: Tensor, sizes: Tensor) -> Tensor:
     """Maximise ``sum_s W_s log m_s + sum_e r_e log(sum of m outside e)`` over the simplex.
 
-    ``m_s <- (W_s + sum_e r_e m_s [s outside e] / m(outside e)) / sum``: each expert's reject mass is
-    shared out among the cells it does not know, as the masses stand.
+    ``m_s <- (W_s + sum_e r_e m_s [s outside e] / m(outside e)) / sum``: each expert's reject mass
+    is shared out among the cells it does not know, as the masses stand.
 
     Args:
         weight: W, float64 ``[N, m]``.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from .balanced_softmax import BalancedSoftmax
 from .bkd import BKD
 from .cb import ClassBalanced
+from .cbe import CBE
 from .ce import CrossEntropy
 from .crt import CRT
 from .focal import Focal
@@ -22,6 +23,7 @@ from .subset_expert import SubsetExpert
 
 __all__ = [
     "BKD",
+    "CBE",
     "CRT",
     "KD",
     "LDAMDRW",
@@ -56,6 +58,7 @@ METHODS: dict[str, type[Method]] = {
         CRT,
         SubsetExpert,
         LFME,
+        CBE,
     )
 }
 """Methods by the name the command line takes."""

@@ -253,6 +253,9 @@ class Method(nn.Module, ABC):
     def on_stage_start(self, stage: Stage) -> None:
         """Called before the optimiser of a stage is made: freeze or thaw parameters here."""
 
+    def on_stage_end(self, stage: Stage) -> None:
+        """Called when a stage's last step is made, before what it trained is evaluated."""
+
     def on_epoch_start(self, stage: Stage, epoch: int) -> None:
         """Called before each 0-based epoch, also for the epoch in which a run is resumed.
 

@@ -25,6 +25,7 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "CbeConfig",
     "Config",
     "ConfigError",
     "DataConfig",
@@ -66,6 +67,8 @@ class DataConfig:
     """Seed of the long-tailed draw, apart from the seed of the training."""
     holdout: float = 0.0
     """Fraction of each class held out of training before counting, as validation images."""
+    holdout_min: int = 0
+    """Images held out of each class where the fraction gives fewer; a class keeps one at least."""
     augment: bool = True
     """Whether training images are augmented."""
 
@@ -240,6 +243,46 @@ class LfmeConfig:
 
 
 @dataclass(frozen=True)
+class CbeConfig:
+    """Class-balanced experts. A list of one value an expert, from the classes with most images on;
+    its last value stands for the experts that follow."""
+
+    mechanism: Literal["reject", "exposure"] = "reject"
+    """What an expert learns about images of other classes: a class of its own for them, or to be
+    undecided about them (outlier exposure)."""
+    open_ratio: tuple[int, ...] = (16,)
+    """Images of its classes for each image of the reject class."""
+    reject_correction: Literal["half", "ratio", "test_prior", "none"] | float = "half"
+    """What is added to the reject logit after training: the released code, the paper, the share of
+    the other classes in a balanced test set, or a number; see ``fusion.reject_correction``."""
+    redraw: bool = False
+    """Draw the images of other classes anew in every epoch; the released code draws once."""
+    exposure: float = 0.5
+    """Weight of the term on outliers."""
+    outlier_ratio: int = 1
+    """Images of its classes for each outlier, with outlier exposure."""
+    learnable: tuple[int, ...] = (-1, 2)
+    """Blocks that learn, counted from the classifier: 1 is the classifier alone, 2 with the last
+    stage; -1: all. The others stay as the baseline left them."""
+    frozen_statistics: bool = True
+    """Batch-norm statistics of frozen blocks stand still, too; the released code lets them move."""
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 0.05
+    weight_decay: float = 5e-4
+    fusion: Literal["kl_min", "soft_vote", "expert_selection", "stacking", "joint_calibration"] = (
+        "joint_calibration"
+    )
+    """Strategy of the run's own predictions; the report has all five."""
+    balanced_fit: bool = True
+    """Fit the fusion as on a balanced set: every class of the validation images weighs the same."""
+    calibrate: Literal["class", "expert"] = "class"
+    """Joint calibration of every logit by itself, or of an expert's logits together."""
+    calibration_decay: float = 5e-4
+    """L2 penalty that draws scales to 1 and shifts to 0."""
+
+
+@dataclass(frozen=True)
 class Config:
     """One training run."""
 
@@ -294,6 +337,7 @@ class Config:
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     subsets: SubsetsConfig = field(default_factory=SubsetsConfig)
     lfme: LfmeConfig = field(default_factory=LfmeConfig)
+    cbe: CbeConfig = field(default_factory=CbeConfig)
 
     @property
     def deferred_epoch(self) -> int:
@@ -409,7 +453,13 @@ def _parse(key: str, text: str, annotation: Any) -> Any:
     if origin in (Union, types.UnionType):
         if text.lower() == _NONE and type(None) in args:
             return None
-        annotation = next(a for a in args if a is not type(None))
+        members = [a for a in args if a is not type(None)]
+        for member in members[:-1]:
+            try:
+                return _parse(key, text, member)
+            except ConfigError:
+                continue
+        annotation = members[-1]
     if origin is tuple:
         items = [item for item in text.strip("[]() ").split(",") if item.strip()]
         return tuple(_parse(key, item.strip(), args[0]) for item in items)
@@ -574,6 +624,7 @@ def _validate(config: Config) -> None:
     for key in ("loss.beta", "optimizer.momentum", "data.holdout"):
         need(0 <= flat[key] < 1, key, "a number from 0 to below 1")
     _validate_subsets(config, need)
+    _validate_cbe(config, need)
     milestones = config.schedule.milestones
     need(
         list(milestones) == sorted(milestones) and all(0 <= m <= 1 for m in milestones),
@@ -615,6 +666,31 @@ def _validate_subsets(config: Config, need: Callable[[bool, str, str], None]) ->
     if lfme.instance_selection:
         # A mixed image has no weight of its own, in the paper or in the code.
         need(config.mixup_alpha == 0, "mixup_alpha", "0 with lfme.instance_selection")
+
+
+def _validate_cbe(config: Config, need: Callable[[bool, str, str], None]) -> None:
+    cbe = config.cbe
+    need(config.data.holdout_min >= 0, "data.holdout_min", "a number not below 0")
+    if config.data.holdout_min:
+        need(config.data.holdout > 0, "data.holdout", "above 0 with data.holdout_min")
+    for key in ("epochs", "batch_size", "outlier_ratio"):
+        need(getattr(cbe, key) >= 1, f"cbe.{key}", "at least 1")
+    need(cbe.lr > 0, "cbe.lr", "a number above 0")
+    for key in ("weight_decay", "exposure", "calibration_decay"):
+        need(getattr(cbe, key) >= 0, f"cbe.{key}", "a number not below 0")
+    need(
+        bool(cbe.open_ratio) and min(cbe.open_ratio) >= 1,
+        "cbe.open_ratio",
+        "a list of numbers, at least 1",
+    )
+    need(
+        bool(cbe.learnable) and all(n == -1 or n >= 1 for n in cbe.learnable),
+        "cbe.learnable",
+        "a list of numbers of blocks, at least 1, or -1 for all",
+    )
+    if config.method == "cbe":
+        need(config.data.holdout > 0, "data.holdout", "above 0: the fusion is fitted on the images")
+        need(config.selection == "last", "selection", "last with cbe")
 
 
 # -- a Config as TOML -----------------------------------------------------------------------------

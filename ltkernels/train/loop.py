@@ -224,6 +224,8 @@ class Trainer:
             while at.stage == index:
                 rate = self._fit_epoch(stage, optimizer, trained, interruption)
                 self._check_weights(trained)
+                if at.epoch + 1 == stage.epochs:
+                    method.on_stage_end(stage)
                 self._end_epoch(stage, optimizer.param_groups[0]["lr"], rate)
                 last = at.epoch + 1 == stage.epochs
                 at.next_stage() if last else at.next_epoch()

@@ -27,6 +27,7 @@ from ltkernels.train.config import (
 )
 from ltkernels.train.distributed import World
 from ltkernels.train.evaluation import adjust_logits, score
+from ltkernels.train.fusion_plots import plot_fusion
 from ltkernels.train.lfme_plots import plot_lfme
 from ltkernels.train.loop import Trainer, resolve_device, use_threads
 from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot, plot_run
@@ -294,6 +295,8 @@ class _Run:
             title = f"{self.config.method} on {dataset.name}, seed {self.config.seed}"
             if any("lfme" in row for row in trainer.history):
                 plot_lfme(self.out / "plots", title=title, history=trainer.history)
+            if "fusion" in result:
+                plot_fusion(self.out / "plots", title=title, fusion=result["fusion"])
             if "routing" in result:
                 plot_routing(self.out / "plots", title=title, routing=result["routing"])
             plot_run(
@@ -334,7 +337,10 @@ def _hold_out(
 ) -> tuple[LongTailedDataset, tuple[Tensor, Tensor] | None]:
     if not config.data.holdout:
         return dataset, None
-    smaller, images, labels = dataset.holdout(fraction=config.data.holdout, seed=config.data.seed)
+    data = config.data
+    smaller, images, labels = dataset.holdout(
+        fraction=data.holdout, at_least=data.holdout_min, seed=data.seed
+    )
     return smaller, (images, labels)
 
 
