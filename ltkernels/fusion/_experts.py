@@ -126,7 +126,7 @@ def _class_list(op: str, name: str, value: object) -> Tensor:
     own = own.long()
     if int(own.min()) < 0:
         raise IndexError(f"`{op}`: expected `{name}` >= 0, got {int(own.min())}")
-    if len(own.unique()) < len(own):
+    if len(torch.unique(own)) < len(own):
         raise ValueError(f"`{op}`: expected `{name}` to be distinct, got {own.tolist()}")
     return own
 

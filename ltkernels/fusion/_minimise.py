@@ -38,7 +38,7 @@ def minimise(
             variable.grad = gradient
         return float(value)
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     for variable in variables:
         variable.grad = None
 

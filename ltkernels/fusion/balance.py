@@ -30,5 +30,5 @@ def balanced_weight(target: Tensor) -> Tensor:
         raise ValueError(
             f"`balanced_weight`: expected `target` to be [N], N > 0, got {list(target.shape)}"
         )
-    _, which, counts = target.unique(return_inverse=True, return_counts=True)
-    return len(target) / (len(counts) * counts[which].double())
+    counts = torch.bincount(target)
+    return len(target) / (int((counts > 0).sum()) * counts[target].double())

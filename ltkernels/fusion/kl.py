@@ -129,7 +129,7 @@ def _root(s: Tensor, r: Tensor) -> Tensor:
         slope = 1 / (s / a.square() + r / (1 - a).square())
         step = excess / slope.nan_to_num(0).sum(0)
         new = lam + step
-        new = torch.where((new > low) & (new < high), new, (low + high) / 2)
+        new = torch.where((new >= low) & (new <= high), new, (low + high) / 2)
         done = (new - lam).abs() <= 1e-15 * (1 + lam.abs())
         lam = new
         if bool((done | (excess.abs() <= 1e-15) | excess.isnan()).all()):
@@ -151,7 +151,7 @@ def _mass(lam: Tensor, s: Tensor, r: Tensor) -> Tensor:
 def _shared(experts: Experts, membership: Tensor) -> Tensor:
     """Classes known to the same experts form a cell; inside a cell q is as the sum of the p_e."""
     count, device = len(experts.logits), experts.logits[0].device
-    cells, cell_of = membership.t().unique(dim=0, return_inverse=True)  # [m, K], [C]
+    cells, cell_of = torch.unique(membership.t(), dim=0, return_inverse=True)  # [m, K], [C]
     sizes = torch.bincount(cell_of).double().to(device)
     cells, cell_of = cells.to(device), cell_of.to(device)
     weight = experts.new(experts.subsets.num_classes).zero_()

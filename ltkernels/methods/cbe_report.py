@@ -42,7 +42,7 @@ def fusion_report(method: CBE, test: TestSet) -> dict[str, Any]:
     widths = method.model.fusion.widths
     count = len(test.class_counts)
     found = test.run(lambda images: torch.cat(method.expert_logits(images), 1))
-    logits = list(found.split(widths, 1))
+    logits = list(torch.split(found, widths, 1))
     strategies, predictions = {}, {}
     for name in STRATEGIES:
         fusion = make_fusion(
@@ -102,7 +102,7 @@ def _expert(name: str, z: Tensor, own: Tensor, inside: Tensor, test: TestSet) ->
     p = z.softmax(1)
     confidence = p[:, : len(own)].amax(1)
     right = own[z[:, : len(own)].argmax(1)] == test.labels
-    _, which, counts = test.labels[inside].unique(return_inverse=True, return_counts=True)
+    _, which, counts = torch.unique(test.labels[inside], return_inverse=True, return_counts=True)
     of_class = torch.zeros(len(counts), dtype=torch.float64)
     of_class.index_add_(0, which, right[inside].double())
     rejects = p.shape[1] > len(own)

@@ -454,12 +454,14 @@ def _parse(key: str, text: str, annotation: Any) -> Any:
         if text.lower() == _NONE and type(None) in args:
             return None
         members = [a for a in args if a is not type(None)]
-        for member in members[:-1]:
-            try:
-                return _parse(key, text, member)
-            except ConfigError:
-                continue
-        annotation = members[-1]
+        if len(members) > 1:
+            for member in members:
+                try:
+                    return _parse(key, text, member)
+                except ConfigError:
+                    continue
+            return _check(key, text, annotation)
+        annotation = members[0]
     if origin is tuple:
         items = [item for item in text.strip("[]() ").split(",") if item.strip()]
         return tuple(_parse(key, item.strip(), args[0]) for item in items)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ltkernels.train.progress import Progress
 
 __all__ = [
+    "hold_out",
     "load_config",
     "load_dataset",
     "load_method",
@@ -210,7 +211,7 @@ class _Run:
         config, world, device = self.config, self.world, self.device
         threads = use_threads(config.threads, world)
         whole = self.given_dataset or load_dataset(config)
-        dataset, validation = _hold_out(whole, config)
+        dataset, validation = hold_out(whole, config)
         preface = METHODS[config.method].preface(config, dataset)
         if preface:
             self.progress.note(preface)
@@ -329,12 +330,13 @@ def load_dataset(config: Config) -> LongTailedDataset:
 
 def load_training_set(config: Config) -> LongTailedDataset:
     """The data set that a configuration trains on: what it holds out is not there."""
-    return _hold_out(load_dataset(config), config)[0]
+    return hold_out(load_dataset(config), config)[0]
 
 
-def _hold_out(
+def hold_out(
     dataset: LongTailedDataset, config: Config
 ) -> tuple[LongTailedDataset, tuple[Tensor, Tensor] | None]:
+    """What a run trains on, and the validation images and labels it holds out; None for none."""
     if not config.data.holdout:
         return dataset, None
     data = config.data

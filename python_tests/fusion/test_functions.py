@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fusion_definitions as definitions
 from fusion_cases import experts
@@ -19,6 +20,7 @@ from ltkernels.fusion import (
     reject_correction,
     soft_vote,
 )
+from ltkernels.fusion.kl import subset_masses
 
 FUSION = load_case("derived", "cbe_fusion_C10")
 
@@ -138,12 +140,33 @@ def test_experts_that_reject_everything_share_the_mass():
         close(q, torch.tensor([[inside[0], 0.5, inside[1]]]), 1e-6)
 
 
+@settings(max_examples=200)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=4), st.booleans())
+def test_the_masses_satisfy_their_condition(accepted, unknown):
+    s = torch.tensor(accepted, dtype=torch.float64)[:, None]
+    r = 1 - s
+    a, rest = subset_masses(s, r, unknown)
+    assert float(a.sum() + rest) == pytest.approx(1, abs=1e-12)
+    assert float(a.min()) >= 0
+    if len(s) == 1:
+        return
+    # s / a - r / (1 - a) is one number lam, 0 where mass is left over, and not more at a = 0.
+    inner = (a > 1e-9) & (a < 1 - 1e-9)
+    slopes = (s / a - r / (1 - a))[inner]
+    if len(slopes):
+        close(slopes, slopes[0].expand_as(slopes), 1e-5)
+    if unknown and float(rest) > 1e-9 and len(slopes):
+        close(slopes, torch.zeros_like(slopes), 1e-5)
+
+
 def test_an_expert_whose_classes_are_impossible_says_nothing_about_them():
     minus = -torch.inf
     logits = [torch.tensor([[minus, minus, 0.0]]), torch.tensor([[2.0, 1.0]])]
-    close(kl_min(logits, [[0, 1], [2]]), torch.tensor([[0.0, 0.0, 1.0]]), 1e-7)
+    # With a of the mass on class 2: (1 + s) log a + r log(1 - a), s + r = 1.
+    a = (1 + float(torch.tensor(1.0).sigmoid())) / 2
+    close(kl_min(logits, [[0, 1], [2]]), torch.tensor([[(1 - a) / 2, (1 - a) / 2, a]]), 1e-6)
     both = [logits[0], torch.tensor([[minus, 0.0]])]
-    close(kl_min(both, [[0, 1], [2]]), torch.tensor([[0.25, 0.25, 0.5]]), 1e-7)
+    close(kl_min(both, [[0, 1], [2]]), torch.tensor([[0.25, 0.25, 0.5]]), 1e-6)
 
 
 def test_a_row_without_a_finite_logit_is_nan_alone():
@@ -197,9 +220,8 @@ def test_the_corrections():
     assert reject_correction("none", 16) == 0
     assert reject_correction(1.5, 16) == 1.5
     # log(r (C - S) / S), ImageNet-LT's many-shot expert
-    assert reject_correction("test_prior", 16, known=391, num_classes=1000) == pytest.approx(
-        3.2155, abs=1e-4
-    )
+    prior = reject_correction("test_prior", 16, known=391, num_classes=1000)
+    assert prior == pytest.approx(math.log(16 * 609 / 391))
     z = torch.zeros(2, 3)
     (moved,) = correct_reject([z], [2.0])
     assert moved.tolist() == [[0, 0, 2]] * 2

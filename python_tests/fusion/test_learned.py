@@ -65,7 +65,7 @@ def test_joint_calibration_is_finite_where_every_expert_rejects(dtype):
         fusion = JointCalibration(classes)
         log_q = fusion(split(case["expert_logits_concat"].to(dtype), classes))
         expected = case["log_posterior"].to(dtype)
-        torch.testing.assert_close(log_q, expected, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(log_q, expected, rtol=1e-4, atol=1e-4)
         assert log_q.isfinite().all()
 
 
@@ -205,7 +205,7 @@ def test_models_of_all_classes_and_classes_nobody_knows():
     y = torch.arange(40) % 4
     logits = [torch.randn(40, 4, generator=generator) + 2 * torch.eye(4)[y] for _ in range(2)]
     fusion = JointCalibration([range(4)] * 2, reject=False).fit(logits, y)
-    assert fusion(logits).exp().sum(1) == pytest.approx(torch.ones(40).numpy(), abs=1e-5)
+    torch.testing.assert_close(fusion(logits).exp().sum(1), torch.ones(40))
     # An image of a class that no expert knows says nothing and breaks nothing.
     wide = JointCalibration([range(4)] * 2, 5, reject=False).fit(logits, y)
     more = [torch.cat([z, torch.zeros(1, 4)]) for z in logits]
