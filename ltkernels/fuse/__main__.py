@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from ltkernels.fusion import STRATEGIES, correct_reject
 from ltkernels.metrics import SHOT_RULES
 from ltkernels.train.checkpoint import write_atomic
@@ -107,6 +109,10 @@ def _read(path: Path, arguments: argparse.Namespace) -> Source:
     return replace(source, members=tuple(moved))
 
 
+def _given(path: Path | None) -> Tensor | None:
+    return None if path is None else files.read_array(path).long()
+
+
 def _run(arguments: argparse.Namespace) -> None:
     methods = arguments.method.split(",")
     unknown = [name for name in methods if name not in STRATEGIES]
@@ -115,23 +121,25 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.calibration_decay < 0:
         raise ConfigError(f"--calibration-decay: expected >= 0, got {arguments.calibration_decay}")
     sources = [_read(path, arguments) for path in arguments.sources]
-    given = {
-        attribute: files.read_array(path).long()
-        for attribute, path in (
-            ("labels", arguments.labels),
-            ("validation_labels", arguments.val_labels),
-            ("class_counts", arguments.class_counts),
-        )
-        if path is not None
-    }
-    first = sources[0]
-    named = Source("the command line", (), **given)
-    ensemble = join([named, *sources] if given else sources, rule=arguments.rule or "")
+    named = Source(
+        "the command line",
+        (),
+        labels=_given(arguments.labels),
+        validation_labels=_given(arguments.val_labels),
+        class_counts=_given(arguments.class_counts),
+    )
+    ensemble = join([named, *sources], rule=arguments.rule or "")
     ensemble = replace(ensemble, sources=tuple(sources))
     if arguments.write_logits is not None:
         if len(sources) != 1:
             raise ConfigError(f"--write-logits: expected one RUN or FILE, got {len(sources)}")
-        files.write_logits(arguments.write_logits, replace(first, **given))
+        complete = replace(
+            sources[0],
+            labels=ensemble.labels,
+            validation_labels=ensemble.validation_labels,
+            class_counts=ensemble.class_counts,
+        )
+        files.write_logits(arguments.write_logits, complete)
     rows = evaluate(
         ensemble,
         methods,

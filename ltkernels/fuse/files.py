@@ -60,14 +60,9 @@ def read_logits(path: Path) -> Source:
     return Source(
         str(path),
         tuple(_member(path, name, parts) for name, parts in experts.items()),
-        **{
-            attribute: _integers(path, key, arrays.get(key))
-            for attribute, key in (
-                ("labels", "labels"),
-                ("validation_labels", "val_labels"),
-                ("class_counts", "class_counts"),
-            )
-        },
+        labels=_integers(path, "labels", arrays.get("labels")),
+        validation_labels=_integers(path, "val_labels", arrays.get("val_labels")),
+        class_counts=_integers(path, "class_counts", arrays.get("class_counts")),
     )
 
 
@@ -162,5 +157,5 @@ def write_logits(path: Path, source: Source) -> None:
         if value is not None:
             arrays[key] = value.numpy()
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_atomic(path, buffer.getvalue())
