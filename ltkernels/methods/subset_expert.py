@@ -18,7 +18,8 @@ from ltkernels.metrics import class_accuracy
 from .method import Batch, Context, Method, Stage, TestSet
 
 if TYPE_CHECKING:
-    from ltkernels.train.config import SubsetsConfig
+    from ltkernels.data import LongTailedDataset
+    from ltkernels.train.config import Config, SubsetsConfig
 
 __all__ = ["SubsetExpert", "subsets_of"]
 
@@ -76,6 +77,15 @@ class SubsetExpert(Method):
         self.register_buffer("classes", classes, persistent=False)
         self.register_buffer("rank", rank, persistent=False)
         self.model = self.build_network(len(classes))
+
+    @classmethod
+    def preface(cls, config: Config, dataset: LongTailedDataset) -> str:
+        """Which classes the expert is of."""
+        subsets, counts = config.subsets, dataset.class_counts
+        classes = subsets_of(subsets, counts)[subsets.index]
+        name = subset_names(subsets.thresholds, subsets.rule)[subsets.index]
+        images = int(counts[classes].sum())
+        return f"expert of the {len(classes)} classes with {name} images, {images:,} in all"
 
     def build_network(self, outputs: int) -> nn.Module:
         """The network that the configuration names, with some number of logits."""

@@ -19,6 +19,7 @@ from ltkernels.schedules import expert_weight, instance_weight
 from ltkernels.train import ConfigError, Interrupted, cli, load_method, resolve, train
 from ltkernels.train.config import LfmeConfig
 from ltkernels.train.progress import SilentProgress
+from ltkernels.train.report import format_results
 from tiny_data import TINY, process_environment
 from tiny_methods import COUNTS, DATA, batch_of, build
 
@@ -142,6 +143,12 @@ def test_any_number_of_experts(thresholds, tmp_path):
     result = run(tmp_path / "run", **keys)
     assert len(result["subsets"]) == len(result["expert_weight"]) == len(thresholds) + 1
     assert sum(subset["classes"] for subset in result["subsets"]) == 6
+
+
+def test_a_class_at_a_threshold_may_have_two_experts(tmp_path):
+    keys = {"subsets.thresholds": (24, 60), "subsets.rule": "overlap", "epochs": 1}
+    result = run(tmp_path / "run", **keys)
+    assert [subset["classes"] for subset in result["subsets"]] == [2, 3, 3]
 
 
 def test_the_presets_train_their_experts_as_paper_and_code_do():
@@ -292,6 +299,7 @@ def test_comparing_on_the_test_set_is_labelled(experts, tmp_path):
     keys = {"expert_runs": str(experts), "lfme.validation": "test", "epochs": 1}
     result = run(tmp_path / "run", **keys)
     assert result["test_set_leak"]
+    assert "accuracies on the test set: a leak" in format_results([result])
     # A_M after the last epoch is the accuracy on the subsets' test images: ten of each class.
     row = rows_of(tmp_path / "run")[-1]["lfme"]
     overall = sum(row["student_accuracy"]) / 3
@@ -392,6 +400,14 @@ def test_long_tailness_is_printed_before_anything_is_trained(tmp_path):
         ["21..49", "2", "64"],
         ["<=20", "2", "18"],
     ]
+
+
+def test_each_expert_says_what_it_is_of(tmp_path):
+    notes = Notes()
+    run(tmp_path / "run", notes, epochs=1)
+    said = [text for text in notes.said if text.startswith("expert of")]
+    assert said[0] == "expert of the 2 classes with >=50 images, 170 in all"
+    assert said[2] == "expert of the 2 classes with <=20 images, 18 in all"
 
 
 def test_a_run_writes_its_weights_and_plots(experts, tmp_path, monkeypatch):
