@@ -19,15 +19,18 @@ __all__ = ["ExpertSelection"]
 class ExpertSelection(LearnedFusion):
     """A linear classifier chooses an expert, whose posterior over all classes is the answer.
 
-    The classifier sees the experts' posteriors side by side, reject classes included, and learns
-    which expert knows the image's class; where several do, the one that gives it the largest
-    probability. The chosen expert's reject probability is spread evenly over the other classes, as
-    in :func:`soft_vote`.
+    The classifier sees the experts' posteriors side by side, reject classes included, and each
+    expert's confidence, its largest probability of a class of its own. It learns which expert knows
+    the image's class; where several do, the one that gives it the largest probability. The chosen
+    expert's reject probability is spread evenly over the other classes, as in :func:`soft_vote`.
 
     Args:
         classes: the class indices of each expert's columns.
         num_classes: C; by default the largest class plus one.
         reject: whether the experts have a reject class, one value for all or one an expert.
+        confidence: whether the classifier sees the confidences, too. The paper names the posteriors
+            alone; but how sure an expert without a reject class is, no linear function of its
+            posterior can tell, for their sum is always 1.
         weight_decay: ``decay / 2 |W|^2`` is added to the loss; above 0 the fit has one solution.
         steps: iterations of the fit at most.
 
@@ -40,18 +43,31 @@ class ExpertSelection(LearnedFusion):
         num_classes: int | None = None,
         *,
         reject: bool | Sequence[bool] = True,
+        confidence: bool = True,
         weight_decay: float = 1e-4,
         steps: int = 200,
     ) -> None:
         super().__init__(classes, num_classes, reject=reject)
-        self.weight_decay, self.steps = weight_decay, steps
-        self.weight = nn.Parameter(torch.zeros(len(self.subsets.classes), sum(self.widths)))
-        self.bias = nn.Parameter(torch.zeros(len(self.subsets.classes)))
+        self.confidence, self.weight_decay, self.steps = confidence, weight_decay, steps
+        count = len(self.subsets.classes)
+        width = sum(self.widths) + (count if confidence else 0)
+        self.weight = nn.Parameter(torch.zeros(count, width))
+        self.bias = nn.Parameter(torch.zeros(count))
 
     def select(self, expert_logits: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
         """Log-probabilities ``[N, K]`` of the experts to be asked."""
-        x = posteriors(self.check(expert_logits))
+        x = self._features(self.check(expert_logits))
         return (x @ self.weight.to(x).t() + self.bias.to(x)).log_softmax(1)
+
+    def _features(self, experts: Experts) -> Tensor:
+        p = posteriors(experts)
+        if not self.confidence:
+            return p
+        own = [
+            q[:, : len(c)].amax(1, keepdim=True)
+            for q, c in zip(torch.split(p, self.widths, 1), experts.subsets.classes, strict=True)
+        ]
+        return torch.cat([p, *own], 1)
 
     @torch.no_grad()
     def forward(
@@ -84,7 +100,7 @@ class ExpertSelection(LearnedFusion):
                 "`ExpertSelection`: expected `target` to hold a class that an expert knows"
             )
         w, b = fit_linear(
-            posteriors(experts)[known],
+            self._features(experts)[known],
             answer[known],
             len(self.subsets.classes),
             weight[known] / weight[known].sum(),

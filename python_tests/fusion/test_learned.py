@@ -200,6 +200,16 @@ def test_selection_answers_with_the_chosen_expert():
         torch.testing.assert_close(log_q[i].exp(), expand_posterior(found, e)[i])
 
 
+def test_without_reject_classes_confidence_is_what_selects():
+    logits, classes, y = toy()
+    known = [z[:, :2] for z in logits]
+    found = {}
+    for confidence in (False, True):
+        fusion = ExpertSelection(classes, reject=False, confidence=confidence).fit(known, y)
+        found[confidence] = accuracy(fusion(known), y)
+    assert found[True] > found[False] + 0.1
+
+
 def test_models_of_all_classes_and_classes_nobody_knows():
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(40) % 4
