@@ -9,7 +9,12 @@ import torch
 from torch.nn.functional import normalize
 
 from ltkernels.analyze import __main__ as cli
-from ltkernels.analyze import analyze_bias_variance, analyze_tau_norm, tau_normalize
+from ltkernels.analyze import (
+    analyze_bias_variance,
+    analyze_longtailness,
+    analyze_tau_norm,
+    tau_normalize,
+)
 from ltkernels.nn import build_model
 from ltkernels.train import ConfigError
 
@@ -108,3 +113,46 @@ def test_tau_normalisation_of_a_run(report, capsys):
 def test_cosine_heads_have_no_length():
     with pytest.raises(ValueError, match="cosine head"):
         tau_normalize(build_model("resnet8", 7, 1, head="cosine"), 0.5)
+
+
+# -- long-tailness and curves
+
+
+def test_longtailness_of_a_data_set_and_its_subsets(capsys):
+    assert cli.main(["longtailness", "--dataset", "digits-lt"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("digits-lt, split ")
+    assert [line.split()[:4] for line in lines[4:]] == [
+        ["entire", "10", "431", "21.3"],
+        [">=40", "4", "331", "2.7"],
+        ["16..39", "3", "74", "1.9"],
+        ["<=15", "3", "26", "2.0"],
+    ]
+
+
+def test_longtailness_of_other_subsets_and_of_what_is_left_to_train_on(capsys):
+    more = ["--set", "subsets.thresholds=100", "--set", "subsets.rule=wang"]
+    assert cli.main(["longtailness", "--dataset", "digits-lt", *more]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[4:]]
+    assert names == ["entire", ">=101", "<=100"]
+    _, rows = analyze_longtailness("digits-lt", ["data.holdout=0.5"])
+    assert rows[0].images < 431 / 2 + 10
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [(["--dataset", "x"], "'x'"), (["--set", "subsets.thresholds=5,2"], "rising")],
+)
+def test_longtailness_of_what_is_not_there(more, named, capsys):
+    assert cli.main(["longtailness", *more]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_curves_of_runs(report, tmp_path, capsys):
+    runs = [str(report / "ce" / f"draw-{i}") for i in range(2)]
+    out = tmp_path / "plots" / "curves.png"
+    assert cli.main(["curves", *runs, "--out", str(out)]) == 0
+    assert out.stat().st_size > 1000
+    assert str(out) in capsys.readouterr().out
+    assert cli.main(["curves", str(tmp_path), "--out", str(out)]) == 2
+    assert "holds no run" in capsys.readouterr().err

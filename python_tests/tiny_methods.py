@@ -18,12 +18,18 @@ def build(name, **keys):
     config = resolve(TINY, {"method": name, **keys})
     head = {"head": config.model.head, "scale": config.model.scale}
 
-    def network(experts=None):
-        return build_model("resnet8", 6, 1, width=4, experts=experts, **head)
+    def network(experts=None, num_classes=6):
+        return build_model("resnet8", num_classes, 1, width=4, experts=experts, **head)
 
     teachers = {}
-    if METHODS[name].prerequisites(config):
-        teachers["teacher"] = build("ce").eval()
+    for needed, its_config in METHODS[name].prerequisites(config).items():
+        if its_config.method == "subset_expert":
+            index = its_config.subsets.index
+            thresholds = its_config.subsets.thresholds
+            keys_of = {"subsets.index": index, "subsets.thresholds": thresholds}
+            teachers[needed] = build("subset_expert", **keys_of).requires_grad_(False).eval()
+        else:
+            teachers[needed] = build("ce").eval()
     context = Context(config, DATA, COUNTS, torch.device("cpu"), network, teachers)
     return METHODS[name](context)
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ltkernels.data import DATASETS
+from ltkernels.data.subsets import format_longtailness
 from ltkernels.methods import METHODS
 from ltkernels.train.config import ConfigError
 from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot
@@ -18,6 +20,8 @@ from .bias_variance import (
     train_draws,
     write_reports,
 )
+from .curves import plot_curves
+from .longtailness import analyze_longtailness
 from .tau_norm import analyze_tau_norm
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -46,6 +50,25 @@ def _parser() -> argparse.ArgumentParser:
         "without training, and evaluates the run for tau from 0 to 1.",
     ).add_argument
     add("run", type=Path, metavar="RUN", help="folder of a finished run with linear heads")
+
+    add = names.add_parser(
+        "longtailness",
+        help="how long-tailed a data set and its subsets are: four metrics",
+        description="Ratio of the largest class to the smallest, divergence from the balanced set "
+        "in bits, absolute deviation and Gini coefficient; the subsets are those of "
+        "`subsets.thresholds` and `subsets.rule`.",
+    ).add_argument
+    add("--dataset", default="glyph-lt", metavar="NAME", help="data set (default: glyph-lt)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for ltkernels.train")
+
+    add = names.add_parser(
+        "curves",
+        help="loss and accuracy over the epochs of several runs in one figure",
+        description="Draws the runs' training loss, unweighted cross-entropy (lfme) and test "
+        "accuracy beside each other: with and without a part of a method.",
+    ).add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    add("--out", type=Path, default=Path("curves.png"), metavar="FILE.png", help="the figure")
     return parser
 
 
@@ -58,6 +81,18 @@ def _tau_norm(arguments: argparse.Namespace) -> None:
     for name, row in rows.items():
         values = ["-" if row[group] is None else f"{row[group]:.1f}" for group in groups]
         print(name.ljust(10) + "".join(value.rjust(9) for value in values))
+
+
+def _longtailness(arguments: argparse.Namespace) -> None:
+    if arguments.dataset not in DATASETS:
+        have = ", ".join(DATASETS)
+        raise ConfigError(f"unknown data set {arguments.dataset!r} (there are {have})")
+    name, rows = analyze_longtailness(arguments.dataset, arguments.set)
+    print(f"{name}\n\n{format_longtailness(rows)}")
+
+
+def _curves(arguments: argparse.Namespace) -> None:
+    print(plot_curves(arguments.runs, arguments.out) if can_plot() else HOW_TO_GET_PLOTS)
 
 
 def _bias_variance(arguments: argparse.Namespace) -> None:
@@ -82,11 +117,19 @@ def _bias_variance(arguments: argparse.Namespace) -> None:
     print(plot_reports(arguments.out, reports) if can_plot() else HOW_TO_GET_PLOTS)
 
 
+_ANALYSES = {
+    "bias-variance": _bias_variance,
+    "curves": _curves,
+    "longtailness": _longtailness,
+    "tau-norm": _tau_norm,
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, as that of ``ltkernels.train``."""
     arguments = _parser().parse_args(argv)
     try:
-        {"bias-variance": _bias_variance, "tau-norm": _tau_norm}[arguments.analysis](arguments)
+        _ANALYSES[arguments.analysis](arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_USAGE

@@ -16,8 +16,14 @@ from .digits import load_digits
 from .fashion_mnist import load_fashion_mnist
 from .glyph_lt import load_glyph_lt
 from .longtail import draw_long_tailed, fitting_n_max, long_tailed_counts
-from .sampling import balanced_epoch_indices, derived_generator, epoch_indices
+from .sampling import (
+    balanced_epoch_indices,
+    class_aware_epoch_indices,
+    derived_generator,
+    epoch_indices,
+)
 from .sources import Source
+from .subsets import class_subsets, longtailness
 from .transforms import Augmentation, cutout, flip, mixup, normalize, shift
 
 __all__ = [
@@ -25,6 +31,8 @@ __all__ = [
     "Augmentation",
     "LongTailedDataset",
     "balanced_epoch_indices",
+    "class_aware_epoch_indices",
+    "class_subsets",
     "cutout",
     "derived_generator",
     "draw_long_tailed",
@@ -33,6 +41,7 @@ __all__ = [
     "flip",
     "load",
     "long_tailed_counts",
+    "longtailness",
     "mixup",
     "normalize",
     "shift",

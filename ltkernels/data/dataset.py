@@ -90,17 +90,23 @@ class LongTailedDataset:
         return hashlib.sha256(ordered.tobytes()).hexdigest()[:12]
 
     def holdout(
-        self, *, per_class: int | None = None, fraction: float | None = None, seed: int = 0
+        self,
+        *,
+        per_class: int | None = None,
+        fraction: float | None = None,
+        at_least: int = 0,
+        seed: int = 0,
     ) -> tuple[LongTailedDataset, Tensor, Tensor]:
         """Take validation images out of the training set, before anything is counted.
 
-        Every class gives ``per_class`` images or ``int(fraction * n_c)`` of its n_c, chosen at
-        random by `seed`, but never its last one. Class counts, mean, std and split hash of the
-        returned set are those of the images that are left.
+        Every class gives ``per_class`` images or ``int(fraction * n_c)`` of its n_c (and not fewer
+        than `at_least`), chosen at random by `seed`, but never its last one. Class counts, mean,
+        std and split hash of the returned set are those of the images that are left.
 
         Args:
             per_class: images to take of each class, >= 1.
             fraction: share to take of each class, in (0, 1). Exactly one of the two is given.
+            at_least: images to take of each class with `fraction`, where that gives fewer.
             seed: seed of the choice.
 
         Returns:
@@ -120,11 +126,17 @@ class LongTailedDataset:
             raise ValueError(f"`holdout`: expected `per_class` to be >= 1, got {per_class}")
         if fraction is not None and not 0 < fraction < 1:
             raise ValueError(f"`holdout`: expected `fraction` to be in (0, 1), got {fraction}")
+        if at_least < 0 or (at_least and fraction is None):
+            raise ValueError(
+                f"`holdout`: expected `at_least` to be >= 0, and given with `fraction`, "
+                f"got {at_least}"
+            )
         held = torch.zeros(len(self.train_labels), dtype=torch.bool)
         labels = self.train_labels.cpu().numpy()
         for label in range(self.num_classes):
             members = np.where(labels == label)[0]
-            wanted = per_class if per_class is not None else int((fraction or 0) * len(members))
+            share = max(int((fraction or 0) * len(members)), at_least)
+            wanted = share if per_class is None else per_class
             np.random.RandomState([seed, label]).shuffle(members)
             held[torch.from_numpy(members[: min(wanted, max(len(members) - 1, 0))])] = True
         if not held.any():

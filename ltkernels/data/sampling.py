@@ -11,7 +11,12 @@ import hashlib
 import torch
 from torch import Tensor
 
-__all__ = ["balanced_epoch_indices", "derived_generator", "epoch_indices"]
+__all__ = [
+    "balanced_epoch_indices",
+    "class_aware_epoch_indices",
+    "derived_generator",
+    "epoch_indices",
+]
 
 
 def derived_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -110,3 +115,54 @@ def balanced_epoch_indices(
     rank = torch.arange(len(order)) - torch.repeat_interleave(start, class_size)
     kept = image[order[rank < torch.repeat_interleave(quota, class_size)]]
     return kept[torch.randperm(len(kept), generator=generator)]
+
+
+def class_aware_epoch_indices(
+    labels: Tensor, seed: int, epoch: int, *, per_class: int = 4, num_samples: int | None = None
+) -> Tensor:
+    """Class-balanced indices for one epoch, ``per_class`` successive images of a class at a time.
+
+    The classes come in random order, and again in another once all have come; so do the images of a
+    class. A batch of N images thus holds about N / per_class classes: the sampler of OLTR and LFME.
+    (Theirs goes on where the last epoch stopped; here an epoch is a function of its number.)
+
+    Args:
+        labels: int64 ``[N]``, class of each training image.
+        seed: seed of the run.
+        epoch: 0-based epoch.
+        per_class: successive images of a class, >= 1; classes with fewer are repeated.
+        num_samples: length of the epoch; N by default.
+
+    Returns:
+        int64 ``[num_samples]``, indices into `labels`.
+
+    Raises:
+        ValueError: `labels` is not a non-empty vector, `per_class` < 1 or `num_samples` < 0.
+    """
+    function = "class_aware_epoch_indices"
+    if labels.dim() != 1 or len(labels) == 0:
+        raise ValueError(
+            f"`{function}`: expected `labels` to be [N] with N > 0, got {list(labels.shape)}"
+        )
+    if per_class < 1:
+        raise ValueError(f"`{function}`: expected `per_class` to be >= 1, got {per_class}")
+    total = len(labels) if num_samples is None else num_samples
+    if total < 0:
+        raise ValueError(f"`{function}`: expected `num_samples` to be >= 0, got {num_samples}")
+    generator = derived_generator(seed, "class-aware", epoch)
+    _, classes, counts = torch.unique(labels.cpu(), return_inverse=True, return_counts=True)
+    groups = -(-total // per_class)
+    turns = _cycles(len(counts), groups, generator)
+    images = torch.empty(groups, per_class, dtype=torch.int64)
+    by_class = torch.split(torch.argsort(classes, stable=True), counts.tolist())
+    for label, members in enumerate(by_class):
+        own = (turns == label).nonzero().flatten()
+        drawn = _cycles(len(members), len(own) * per_class, generator)
+        images[own] = members[drawn].view(-1, per_class)
+    return images.flatten()[:total]
+
+
+def _cycles(n: int, length: int, generator: torch.Generator) -> Tensor:
+    """Permutations of ``0 ... n-1``, one after the other, cut to a length."""
+    rounds = torch.rand(-(-length // n), n, generator=generator).argsort(1)
+    return rounds.flatten()[:length]

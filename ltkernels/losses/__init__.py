@@ -16,6 +16,7 @@ from .distillation import BKDLoss, KDLoss
 from .ecl import ECLLoss
 from .lfme import LFMELoss
 from .ncl import NCLLoss
+from .outlier_exposure import OutlierExposureLoss
 from .ride import RIDEDistillLoss, RIDELoss
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "LFMELoss",
     "LogitAdjustedLoss",
     "NCLLoss",
+    "OutlierExposureLoss",
     "RIDEDistillLoss",
     "RIDELoss",
 ]

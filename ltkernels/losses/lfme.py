@@ -44,6 +44,7 @@ class LFMELoss(Reweighted):
         t2: factor T^2 of the distillation; neither paper nor code has one.
         form: "kl", or "ce" for the cross-entropy the paper prints: another value, the same
             gradient.
+        focal_gamma: of the focal loss in the place of CE ("LFME + focal loss"); 0 is CE.
         reduction: "mean" over N (both codes' loss; the paper prints a sum), "sum", or "none".
         cls_num_list: another name of `class_counts`.
 
@@ -62,6 +63,7 @@ class LFMELoss(Reweighted):
         instance_weight_on: Literal["logits", "loss"] | None = None,
         t2: bool | float = False,
         form: Literal["kl", "ce"] = "kl",
+        focal_gamma: float = 0.0,
         reduction: Reduction = "mean",
         cls_num_list: ClassCounts | None = None,
     ) -> None:
@@ -77,6 +79,9 @@ class LFMELoss(Reweighted):
         self.t2 = t2
         _checks.one_of(name, "form", form, "kl", "ce")
         self.form = form
+        if focal_gamma < 0:
+            raise ValueError(f"`{name}`: expected `focal_gamma` >= 0, got {focal_gamma}")
+        self.focal_gamma = focal_gamma
         self.subset_names: tuple[str, ...]
         if subsets is None:
             if counts is None:
@@ -135,11 +140,17 @@ class LFMELoss(Reweighted):
             loss = loss + self._entropy(expert_logits, weight, loss.dtype)
         return loss
 
+    def classification(
+        self, logits: Tensor, target: Tensor, instance_weight: Tensor | None = None
+    ) -> Tensor:
+        """The part of the loss that needs no expert. Args: as :meth:`forward`."""
+        return self._student_and_cross_entropy(logits, target, instance_weight)[1]
+
     def _student_and_cross_entropy(
         self, logits: Tensor, target: Tensor, instance_weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if instance_weight is None:
-            return logits, F.adjusted_cross_entropy(logits, target, reduction=self.reduction)
+            return logits, self._cross_entropy(logits, target, self.reduction)
         _checks.logits("LFMELoss", "logits", logits)
         _checks.vector("LFMELoss", "instance_weight", instance_weight, "N", len(logits), logits)
         v = instance_weight.detach().to(_checks.compute_dtype(logits))
@@ -147,9 +158,14 @@ class LFMELoss(Reweighted):
             # On log-probabilities, as in the code, v would do the same: a row's constant cancels.
             # A v of 0 leaves out what is left out already.
             student = torch.where(logits == NEG_INF, NEG_INF, v.unsqueeze(1) * logits)
-            return student, F.adjusted_cross_entropy(student, target, reduction=self.reduction)
-        row_loss = v * F.adjusted_cross_entropy(logits, target, reduction="none")
+            return student, self._cross_entropy(student, target, self.reduction)
+        row_loss = v * self._cross_entropy(logits, target, "none")
         return logits, reduce(row_loss, self.reduction)
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor, reduction: Reduction) -> Tensor:
+        return F.adjusted_cross_entropy(
+            logits, target, focal_gamma=self.focal_gamma, reduction=reduction
+        )
 
     def _entropy(
         self,

@@ -9,20 +9,25 @@ from __future__ import annotations
 from .balanced_softmax import BalancedSoftmax
 from .bkd import BKD
 from .cb import ClassBalanced
+from .cbe import CBE
 from .ce import CrossEntropy
 from .crt import CRT
 from .focal import Focal
 from .kd import KD
 from .ldam_drw import LDAMDRW
+from .lfme import LFME
 from .method import Batch, Context, Method, Stage, TestSet
 from .ride import RIDE
 from .ride_bkd import RIDEBKD
+from .subset_expert import SubsetExpert
 
 __all__ = [
     "BKD",
+    "CBE",
     "CRT",
     "KD",
     "LDAMDRW",
+    "LFME",
     "METHODS",
     "RIDE",
     "RIDEBKD",
@@ -34,6 +39,7 @@ __all__ = [
     "Focal",
     "Method",
     "Stage",
+    "SubsetExpert",
     "TestSet",
 ]
 
@@ -50,6 +56,9 @@ METHODS: dict[str, type[Method]] = {
         RIDE,
         RIDEBKD,
         CRT,
+        SubsetExpert,
+        LFME,
+        CBE,
     )
 }
 """Methods by the name the command line takes."""

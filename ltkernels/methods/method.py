@@ -92,6 +92,8 @@ class Context:
             ``experts=K``, the multi-expert one.
         teachers: the trained methods of the runs that :meth:`Method.prerequisites` asked for, by
             name, frozen and in evaluation mode.
+        validation: images uint8 ``[V, channels, H, W]`` and labels int64 ``[V]`` that are held out
+            of ``dataset``; None where none are.
     """
 
     config: Config
@@ -100,6 +102,7 @@ class Context:
     device: torch.device
     build_model: Callable[..., Any]
     teachers: Mapping[str, Method]
+    validation: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,11 @@ class Method(nn.Module, ABC):
             Name -> configuration; none by default.
         """
         return {}
+
+    @classmethod
+    def preface(cls, config: Config, dataset: LongTailedDataset) -> str:
+        """What is said before anything is trained; nothing by default."""
+        return ""
 
     def stages(self) -> tuple[Stage, ...]:
         """The stages of the run, in order; by default one that follows the configuration."""
@@ -245,6 +253,9 @@ class Method(nn.Module, ABC):
     def on_stage_start(self, stage: Stage) -> None:
         """Called before the optimiser of a stage is made: freeze or thaw parameters here."""
 
+    def on_stage_end(self, stage: Stage) -> None:
+        """Called when a stage's last step is made, before what it trained is evaluated."""
+
     def on_epoch_start(self, stage: Stage, epoch: int) -> None:
         """Called before each 0-based epoch, also for the epoch in which a run is resumed.
 
@@ -254,7 +265,9 @@ class Method(nn.Module, ABC):
         for module in self._scheduled():
             module.on_epoch_start(epoch)
 
-    def on_epoch_end(self, stage: Stage, epoch: int, accuracy: Mapping[str, float | None]) -> None:
+    def on_epoch_end(
+        self, stage: Stage, epoch: int, accuracy: Mapping[str, float | None]
+    ) -> Mapping[str, Any] | None:
         """Called after each 0-based epoch.
 
         Args:
@@ -262,7 +275,11 @@ class Method(nn.Module, ABC):
             epoch: the epoch that ended.
             accuracy: ``overall``, ``many``, ``medium``, ``few`` in percent on the validation images
                 (held out of training); empty where there are none or none were evaluated.
+
+        Returns:
+            More entries of the epoch's row in ``metrics.jsonl``; None for none.
         """
+        return None
 
     def _scheduled(self) -> Iterable[Any]:
         return [m for m in self.children() if hasattr(m, "on_epoch_start")]

@@ -13,7 +13,7 @@ import difflib
 import json
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -25,15 +25,18 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "CbeConfig",
     "Config",
     "ConfigError",
     "DataConfig",
+    "LfmeConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
     "RideConfig",
     "RoutingConfig",
     "ScheduleConfig",
+    "SubsetsConfig",
     "parse_toml",
     "recipe_names",
     "recipe_tables",
@@ -64,6 +67,8 @@ class DataConfig:
     """Seed of the long-tailed draw, apart from the seed of the training."""
     holdout: float = 0.0
     """Fraction of each class held out of training before counting, as validation images."""
+    holdout_min: int = 0
+    """Images held out of each class where the fraction gives fewer; a class keeps one at least."""
     augment: bool = True
     """Whether training images are augmented."""
 
@@ -177,6 +182,107 @@ class RoutingConfig:
 
 
 @dataclass(frozen=True)
+class SubsetsConfig:
+    """Subsets of the classes by their number of training images; each has an expert."""
+
+    thresholds: tuple[int, ...] = (20, 100)
+    """Rising numbers of images that part the subsets: one more subset than thresholds."""
+    rule: Literal["liu", "kang", "sharma", "wang", "overlap"] = "liu"
+    """Where a class goes whose count is a threshold; see ``ltkernels.data.class_subsets``."""
+    index: int = 0
+    """Subset of a ``subset_expert``; 0: the one of the classes with most images."""
+
+
+@dataclass(frozen=True)
+class LfmeConfig:
+    """LFME's student. ``none`` takes what the preset says."""
+
+    preset: Literal["paper", "official"] = "paper"
+    """The paper, or its released code; see ``ltkernels.methods.lfme.PRESETS``."""
+    sampling: Literal["class", "instance"] = "class"
+    """Every class equally often, or every image once an epoch."""
+    images_per_class: int = 4
+    """Successive images of a class in class sampling."""
+    distill: bool = True
+    """Distil from the experts (KD)."""
+    expert_selection: bool = True
+    """Weigh each expert by how far the student is behind it (SpES); without: weight 1."""
+    instance_selection: bool = True
+    """Weigh each image by the expert's confidence, rising with the epochs (SpIS); without: 1."""
+    validation: Literal["auto", "holdout", "train", "test"] = "auto"
+    """Images on which student and experts are compared; ``auto``: those held out of training
+    (``data.holdout``) where there are any, else the training images. ``test`` leaks the test set
+    and is labelled so."""
+    alpha: float | None = None
+    """Share of the expert's accuracy up to which it teaches with weight 1."""
+    clamp: bool = True
+    """Keep the weight of an expert that the student has passed at 0; without: negative."""
+    schedule: Literal["linear", "convex", "concave"] = "linear"
+    """Growth of the images' weights."""
+    printed: bool = False
+    """The concave growth as printed, from 0 to 1 - v."""
+    instance_start: Literal["paper", "official"] | None = None
+    """Weights before the first epoch: confidence times the subset's ratio, or the confidence
+    brought from that ratio to 1 within each class."""
+    instance_span: float | None = None
+    """Fraction of the run after which the weights are 1."""
+    instance_clip: bool | None = None
+    """Keep the weights at 1 from then on; without: they go on growing."""
+    instance_weight_on: Literal["loss", "logits"] | None = None
+    """What an image's weight multiplies: its cross-entropy, or its logits in both losses."""
+    classification: Literal["ce", "focal"] = "ce"
+    """Loss of the labels; ``focal`` with ``loss.focal_gamma``."""
+    t2: bool = False
+    """Factor T^2 of the distillation."""
+    expert_epochs: float | None = None
+    """Epochs of an expert, relative to the student's."""
+    expert_schedule: Literal["same", "cosine"] | None = None
+    """Learning rate of an expert: the student's course, or a cosine."""
+    expert_batch: Literal["same", "halved"] | None = None
+    """Batch size of an expert: the student's, or halved from subset to subset."""
+
+
+@dataclass(frozen=True)
+class CbeConfig:
+    """Class-balanced experts. A list of one value an expert, from the classes with most images on;
+    its last value stands for the experts that follow."""
+
+    mechanism: Literal["reject", "exposure"] = "reject"
+    """What an expert learns about images of other classes: a class of its own for them, or to be
+    undecided about them (outlier exposure)."""
+    open_ratio: tuple[int, ...] = (16,)
+    """Images of its classes for each image of the reject class."""
+    reject_correction: Literal["half", "ratio", "test_prior", "none"] | float = "half"
+    """What is added to the reject logit after training: the released code, the paper, the share of
+    the other classes in a balanced test set, or a number; see ``fusion.reject_correction``."""
+    redraw: bool = False
+    """Draw the images of other classes anew in every epoch; the released code draws once."""
+    exposure: float = 0.5
+    """Weight of the term on outliers."""
+    outlier_ratio: int = 1
+    """Images of its classes for each outlier, with outlier exposure."""
+    learnable: tuple[int, ...] = (-1, 2)
+    """Blocks that learn, counted from the classifier: 1 is the classifier alone, 2 with the last
+    stage; -1: all. The others stay as the baseline left them."""
+    frozen_statistics: bool = True
+    """Batch-norm statistics of frozen blocks stand still, too; the released code lets them move."""
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 0.05
+    weight_decay: float = 5e-4
+    fusion: Literal["kl_min", "soft_vote", "expert_selection", "stacking", "joint_calibration"] = (
+        "joint_calibration"
+    )
+    """Strategy of the run's own predictions; the report has all five."""
+    balanced_fit: bool = True
+    """Fit the fusion as on a balanced set: every class of the validation images weighs the same."""
+    calibrate: Literal["class", "expert"] = "class"
+    """Joint calibration of every logit by itself, or of an expert's logits together."""
+    calibration_decay: float = 5e-4
+    """L2 penalty that draws scales to 1 and shifts to 0."""
+
+
+@dataclass(frozen=True)
 class Config:
     """One training run."""
 
@@ -213,6 +319,9 @@ class Config:
     """Folder of the run whose network a method starts from; empty: trained first, where needed."""
     start_experts: int = 0
     """Experts of the network that ``start`` gives; 0: a single network. Found, not set."""
+    expert_runs: str = ""
+    """Folder of the runs of subset experts, ``expert0`` and on; those it lacks are trained there.
+    Empty: the run's own folder."""
     shot_rule: Literal["kang", "liu", "sharma", "wang"] = "kang"
     """Which classes are many, medium and few."""
     selection: Literal["last", "best_val", "best_test"] = "last"
@@ -226,6 +335,9 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     ride: RideConfig = field(default_factory=RideConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
+    subsets: SubsetsConfig = field(default_factory=SubsetsConfig)
+    lfme: LfmeConfig = field(default_factory=LfmeConfig)
+    cbe: CbeConfig = field(default_factory=CbeConfig)
 
     @property
     def deferred_epoch(self) -> int:
@@ -341,7 +453,15 @@ def _parse(key: str, text: str, annotation: Any) -> Any:
     if origin in (Union, types.UnionType):
         if text.lower() == _NONE and type(None) in args:
             return None
-        annotation = next(a for a in args if a is not type(None))
+        members = [a for a in args if a is not type(None)]
+        if len(members) > 1:
+            for member in members:
+                try:
+                    return _parse(key, text, member)
+                except ConfigError:
+                    continue
+            return _check(key, text, annotation)
+        annotation = members[0]
     if origin is tuple:
         items = [item for item in text.strip("[]() ").split(",") if item.strip()]
         return tuple(_parse(key, item.strip(), args[0]) for item in items)
@@ -505,6 +625,8 @@ def _validate(config: Config) -> None:
         need(0 <= flat[key] <= 1, key, "a fraction of the run, 0 to 1")
     for key in ("loss.beta", "optimizer.momentum", "data.holdout"):
         need(0 <= flat[key] < 1, key, "a number from 0 to below 1")
+    _validate_subsets(config, need)
+    _validate_cbe(config, need)
     milestones = config.schedule.milestones
     need(
         list(milestones) == sorted(milestones) and all(0 <= m <= 1 for m in milestones),
@@ -520,6 +642,57 @@ def _validate(config: Config) -> None:
         need(config.optimizer.momentum > 0, "optimizer.momentum", "above 0 with nesterov")
     if config.selection == "best_val":
         need(config.data.holdout > 0, "data.holdout", "above 0 with selection = best_val")
+
+
+def _validate_subsets(config: Config, need: Callable[[bool, str, str], None]) -> None:
+    subsets, lfme = config.subsets, config.lfme
+    thresholds = subsets.thresholds
+    need(
+        bool(thresholds) and list(thresholds) == sorted(set(thresholds)) and thresholds[0] >= 1,
+        "subsets.thresholds",
+        "rising numbers, at least 1",
+    )
+    most = len(thresholds)
+    need(0 <= subsets.index <= most, "subsets.index", f"a number from 0 to {most}")
+    need(lfme.images_per_class >= 1, "lfme.images_per_class", "at least 1")
+    if lfme.alpha is not None:
+        need(0 <= lfme.alpha < 1, "lfme.alpha", "a number from 0 to below 1")
+    if lfme.instance_span is not None:
+        need(lfme.instance_span > 0, "lfme.instance_span", "a number above 0")
+    if lfme.expert_epochs is not None:
+        need(lfme.expert_epochs > 0, "lfme.expert_epochs", "a number above 0")
+    if config.method != "lfme":
+        return
+    if lfme.validation == "holdout":
+        need(config.data.holdout > 0, "data.holdout", "above 0 with lfme.validation = holdout")
+    if lfme.instance_selection:
+        # A mixed image has no weight of its own, in the paper or in the code.
+        need(config.mixup_alpha == 0, "mixup_alpha", "0 with lfme.instance_selection")
+
+
+def _validate_cbe(config: Config, need: Callable[[bool, str, str], None]) -> None:
+    cbe = config.cbe
+    need(config.data.holdout_min >= 0, "data.holdout_min", "a number not below 0")
+    if config.data.holdout_min:
+        need(config.data.holdout > 0, "data.holdout", "above 0 with data.holdout_min")
+    for key in ("epochs", "batch_size", "outlier_ratio"):
+        need(getattr(cbe, key) >= 1, f"cbe.{key}", "at least 1")
+    need(cbe.lr > 0, "cbe.lr", "a number above 0")
+    for key in ("weight_decay", "exposure", "calibration_decay"):
+        need(getattr(cbe, key) >= 0, f"cbe.{key}", "a number not below 0")
+    need(
+        bool(cbe.open_ratio) and min(cbe.open_ratio) >= 1,
+        "cbe.open_ratio",
+        "a list of numbers, at least 1",
+    )
+    need(
+        bool(cbe.learnable) and all(n == -1 or n >= 1 for n in cbe.learnable),
+        "cbe.learnable",
+        "a list of numbers of blocks, at least 1, or -1 for all",
+    )
+    if config.method == "cbe":
+        need(config.data.holdout > 0, "data.holdout", "above 0: the fusion is fitted on the images")
+        need(config.selection == "last", "selection", "last with cbe")
 
 
 # -- a Config as TOML -----------------------------------------------------------------------------

@@ -224,6 +224,8 @@ class Trainer:
             while at.stage == index:
                 rate = self._fit_epoch(stage, optimizer, trained, interruption)
                 self._check_weights(trained)
+                if at.epoch + 1 == stage.epochs:
+                    method.on_stage_end(stage)
                 self._end_epoch(stage, optimizer.param_groups[0]["lr"], rate)
                 last = at.epoch + 1 == stage.epochs
                 at.next_stage() if last else at.next_epoch()
@@ -285,7 +287,7 @@ class Trainer:
             for split, (images, labels) in self._held_out.items():
                 row[split] = self._score(images, labels)
         accuracy = {k: v for k, v in row.get("validation", {}).items() if k != "ece"}
-        self.method.on_epoch_end(stage, at.epoch, accuracy)
+        row |= self.method.on_epoch_end(stage, at.epoch, accuracy) or {}
         self.history.append(row)
         self._select(row)
         self.progress.epoch(row, stage.epochs)

@@ -25,7 +25,11 @@ def _magnitude(value: float) -> str:
 
 def _rows(result: Mapping[str, Any]) -> list[list[str]]:
     accuracy = result["accuracy"]
-    leak = " (epoch chosen on the test set: a leak)" if result["selection"] == "best_test" else ""
+    leak = ""
+    if result["selection"] == "best_test":
+        leak = " (epoch chosen on the test set: a leak)"
+    elif result.get("test_set_leak"):
+        leak = " (trained by accuracies on the test set: a leak)"
     rows = [
         [
             result["method"] + leak,
@@ -46,6 +50,14 @@ def _rows(result: Mapping[str, Any]) -> list[list[str]]:
                 *["same"] * 3,
             ]
         )
+    fusion = result.get("fusion")
+    if fusion is not None:
+        others = {k: v for k, v in fusion["strategies"].items() if k != fusion["strategy"]}
+        rows[0][0] = f"{result['method']}, {fusion['strategy']}{leak}"
+        for name, row in {**others, "oracle": {"accuracy": fusion["oracle"]}}.items():
+            values = [_number(row["accuracy"][g]) for g in (*GROUPS, "overall")]
+            ece = _number(100 * row["ece"]) if "ece" in row else "-"
+            rows.append([f"{result['method']}, {name}", *values, ece, *["same"] * 3])
     return rows
 
 

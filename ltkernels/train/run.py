@@ -13,7 +13,7 @@ import torch
 
 import ltkernels
 from ltkernels.data import load
-from ltkernels.methods import METHODS, Context, TestSet
+from ltkernels.methods import METHODS, Context, SubsetExpert, TestSet
 from ltkernels.nn import build_model, count_macs, count_parameters
 from ltkernels.train.checkpoint import write_atomic
 from ltkernels.train.config import (
@@ -27,6 +27,8 @@ from ltkernels.train.config import (
 )
 from ltkernels.train.distributed import World
 from ltkernels.train.evaluation import adjust_logits, score
+from ltkernels.train.fusion_plots import plot_fusion
+from ltkernels.train.lfme_plots import plot_lfme
 from ltkernels.train.loop import Trainer, resolve_device, use_threads
 from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot, plot_run
 from ltkernels.train.progress import SilentProgress, make_progress
@@ -40,7 +42,15 @@ if TYPE_CHECKING:
     from ltkernels.methods import Method
     from ltkernels.train.progress import Progress
 
-__all__ = ["load_config", "load_dataset", "load_method", "load_result", "train"]
+__all__ = [
+    "hold_out",
+    "load_config",
+    "load_dataset",
+    "load_method",
+    "load_result",
+    "load_training_set",
+    "train",
+]
 
 # What a run that has trained leaves; a configuration alone is one that failed before it began.
 _RUN_FILES = ("checkpoint.pt", "metrics.jsonl", "model.safetensors", "result.json")
@@ -169,6 +179,7 @@ def _context(
     dataset: LongTailedDataset,
     device: torch.device,
     teachers: dict[str, Method],
+    validation: tuple[Tensor, Tensor] | None = None,
 ) -> Context:
     model = config.model
     build = partial(
@@ -182,7 +193,7 @@ def _context(
         stem_stride=model.stem_stride,
         expert_width=model.expert_width,
     )
-    return Context(config, dataset, dataset.class_counts, device, build, teachers)
+    return Context(config, dataset, dataset.class_counts, device, build, teachers, validation)
 
 
 @dataclass(frozen=True)
@@ -200,7 +211,10 @@ class _Run:
         config, world, device = self.config, self.world, self.device
         threads = use_threads(config.threads, world)
         whole = self.given_dataset or load_dataset(config)
-        dataset, validation = _hold_out(whole, config)
+        dataset, validation = hold_out(whole, config)
+        preface = METHODS[config.method].preface(config, dataset)
+        if preface:
+            self.progress.note(preface)
         teachers: dict[str, Method] = {}
         teacher_records: dict[str, Any] = {}
         for name, needed in METHODS[config.method].prerequisites(config).items():
@@ -211,7 +225,8 @@ class _Run:
             teachers[name] = load_method(run, dataset, device)
             teacher_records[name] = record
         with seeded(config.seed, "model"):
-            method = METHODS[config.method](_context(config, dataset, device, teachers))
+            context = _context(config, dataset, device, teachers, validation)
+            method = METHODS[config.method](context)
         method.to(device)
         trainer = Trainer(
             method,
@@ -248,6 +263,10 @@ class _Run:
         if given:
             return Path(given)
         folder = self.out / name
+        if self.config.expert_runs and issubclass(METHODS[needed.method], SubsetExpert):
+            folder = Path(self.config.expert_runs) / name
+            if load_result(folder) is not None:
+                return folder
         train(
             needed,
             folder,
@@ -275,6 +294,10 @@ class _Run:
         _save_network(self.out / "model.safetensors", trainer.method.model, self.config, dataset)
         if can_plot():
             title = f"{self.config.method} on {dataset.name}, seed {self.config.seed}"
+            if any("lfme" in row for row in trainer.history):
+                plot_lfme(self.out / "plots", title=title, history=trainer.history)
+            if "fusion" in result:
+                plot_fusion(self.out / "plots", title=title, fusion=result["fusion"])
             if "routing" in result:
                 plot_routing(self.out / "plots", title=title, routing=result["routing"])
             plot_run(
@@ -305,12 +328,21 @@ def load_dataset(config: Config) -> LongTailedDataset:
     )
 
 
-def _hold_out(
+def load_training_set(config: Config) -> LongTailedDataset:
+    """The data set that a configuration trains on: what it holds out is not there."""
+    return hold_out(load_dataset(config), config)[0]
+
+
+def hold_out(
     dataset: LongTailedDataset, config: Config
 ) -> tuple[LongTailedDataset, tuple[Tensor, Tensor] | None]:
+    """What a run trains on, and the validation images and labels it holds out; None for none."""
     if not config.data.holdout:
         return dataset, None
-    smaller, images, labels = dataset.holdout(fraction=config.data.holdout, seed=config.data.seed)
+    data = config.data
+    smaller, images, labels = dataset.holdout(
+        fraction=data.holdout, at_least=data.holdout_min, seed=data.seed
+    )
     return smaller, (images, labels)
 
 
@@ -318,8 +350,8 @@ def _teacher_record(run: Path) -> dict[str, Any]:
     record: dict[str, Any] = {"run": str(run)}
     result = load_result(run)
     if result is not None:
-        keys = ("method", "seed", "split_hash", "accuracy", "seconds")
-        record |= {key: result[key] for key in keys}
+        keys = ("method", "seed", "split_hash", "accuracy", "seconds", "subset")
+        record |= {key: result[key] for key in keys if key in result}
     return record
 
 

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from ltkernels.data import balanced_epoch_indices, derived_generator, epoch_indices
+from golden_vectors import load_case
+from ltkernels.data import (
+    balanced_epoch_indices,
+    class_aware_epoch_indices,
+    derived_generator,
+    epoch_indices,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ride"
 
@@ -98,3 +104,65 @@ def test_balanced_epoch_refuses_other_labels(labels):
 def test_balanced_epoch_refuses_a_negative_length():
     with pytest.raises(ValueError, match="`num_samples`"):
         balanced_epoch_indices(torch.arange(3), 0, 0, num_samples=-1)
+
+
+# -- class-aware epochs of OLTR and LFME
+
+
+def groups_of(labels, sequence, per_class):
+    """The class of each group of successive images; every group is of one class."""
+    groups = labels[sequence].view(-1, per_class)
+    assert (groups == groups[:, :1]).all()
+    return groups[:, 0]
+
+
+def cycles_are_permutations(sequence, n):
+    """Whether a sequence of 0 ... n-1 repeats none before all have come, cycle by cycle."""
+    whole = sequence[: len(sequence) // n * n].view(-1, n)
+    return bool((whole.sort(1).values == torch.arange(n)).all())
+
+
+def ours(labels):
+    sequence = class_aware_epoch_indices(labels, seed=3, epoch=5, num_samples=280)
+    return labels, sequence
+
+
+def official(case_id):
+    case = load_case("lfme", case_id)
+    return case["labels"], case["sequence"]
+
+
+@pytest.mark.parametrize("which", ["ours", "sampler_curric_k4", "sampler_class_aware_k4"])
+def test_class_aware_epoch_is_the_official_kind(which):
+    labels, sequence = official(which if which != "ours" else "sampler_curric_k4")
+    if which == "ours":
+        labels, sequence = ours(labels)
+    assert len(sequence) == 280
+    classes = groups_of(labels, sequence, 4)
+    assert cycles_are_permutations(classes, len(labels.unique()))
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        drawn = sequence[labels[sequence] == label]
+        assert cycles_are_permutations(torch.searchsorted(members, drawn), len(members))
+
+
+@pytest.mark.parametrize(("per_class", "num_samples"), [(4, None), (1, 31), (3, 10), (50, 120)])
+def test_class_aware_epoch_of_any_length(per_class, num_samples):
+    labels = torch.tensor([0] * 40 + [7] * 2 + [3] * 11)[epoch_indices(53, 0, 0)]
+    options = {"per_class": per_class, "num_samples": num_samples}
+    indices = class_aware_epoch_indices(labels, 1, 2, **options)
+    assert len(indices) == (53 if num_samples is None else num_samples)
+    times = labels[indices].bincount()[[0, 3, 7]]
+    assert times.max() - times.min() <= per_class
+    assert torch.equal(indices, class_aware_epoch_indices(labels, 1, 2, **options))
+    assert not torch.equal(indices, class_aware_epoch_indices(labels, 1, 3, **options))
+
+
+def test_class_aware_epoch_refuses_what_it_cannot_do():
+    labels = torch.arange(4)
+    with pytest.raises(ValueError, match="`labels` to be"):
+        class_aware_epoch_indices(labels[:0], 0, 0)
+    with pytest.raises(ValueError, match="`per_class` to be >= 1, got 0"):
+        class_aware_epoch_indices(labels, 0, 0, per_class=0)
+    with pytest.raises(ValueError, match="`num_samples` to be >= 0, got -1"):
+        class_aware_epoch_indices(labels, 0, 0, num_samples=-1)

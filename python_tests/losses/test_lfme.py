@@ -277,3 +277,19 @@ def test_traces_in_one_graph() -> None:
 def test_bad_arguments(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("preset", ["official", "paper"])
+def test_on_top_of_the_focal_loss(preset: Any) -> None:
+    call = step()
+    loss, plain = LFMELoss(COUNTS, preset=preset, focal_gamma=2.0), LFMELoss(COUNTS, preset=preset)
+    v, z, y = call["instance_weight"], call["logits"], call["target"]
+    scaled = v.unsqueeze(1) * z if preset == "official" else z
+    ce = torch_f.cross_entropy(scaled, y, reduction="none")
+    weight = torch.ones_like(v) if preset == "official" else v
+    focal = (weight * (1 - torch.exp(-ce)) ** 2 * ce).mean()
+    difference = focal - (weight * ce).mean()
+    torch.testing.assert_close(loss(**call) - plain(**call), difference)
+    torch.testing.assert_close(loss.classification(z, y, v), focal)
+    with pytest.raises(ValueError, match="`focal_gamma` >= 0, got -1"):
+        LFMELoss(COUNTS, focal_gamma=-1)
