@@ -11,6 +11,13 @@ import os
 from collections.abc import Callable
 
 from .cifar import load_cifar10, load_cifar100
+from .contrast_view import (
+    ContrastView,
+    color_jitter,
+    gaussian_blur,
+    grayscale,
+    random_resized_crop,
+)
 from .dataset import LongTailedDataset, channel_statistics
 from .digits import load_digits
 from .fashion_mnist import load_fashion_mnist
@@ -19,22 +26,31 @@ from .longtail import draw_long_tailed, fitting_n_max, long_tailed_counts
 from .sampling import balanced_epoch_indices, derived_generator, epoch_indices
 from .sources import Source
 from .transforms import Augmentation, cutout, flip, mixup, normalize, shift
+from .views import VIEWS, View, make_view
 
 __all__ = [
     "DATASETS",
+    "VIEWS",
     "Augmentation",
+    "ContrastView",
     "LongTailedDataset",
+    "View",
     "balanced_epoch_indices",
+    "color_jitter",
     "cutout",
     "derived_generator",
     "draw_long_tailed",
     "epoch_indices",
     "fitting_n_max",
     "flip",
+    "gaussian_blur",
+    "grayscale",
     "load",
     "long_tailed_counts",
+    "make_view",
     "mixup",
     "normalize",
+    "random_resized_crop",
     "shift",
 ]
 
