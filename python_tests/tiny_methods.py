@@ -18,8 +18,8 @@ def build(name, **keys):
     config = resolve(TINY, {"method": name, **keys})
     head = {"head": config.model.head, "scale": config.model.scale}
 
-    def network(experts=None):
-        return build_model("resnet8", 6, 1, width=4, experts=experts, **head)
+    def network(**options):
+        return build_model("resnet8", 6, 1, width=4, **head, **options)
 
     teachers = {}
     if METHODS[name].prerequisites(config):

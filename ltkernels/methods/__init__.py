@@ -11,19 +11,23 @@ from .bkd import BKD
 from .cb import ClassBalanced
 from .ce import CrossEntropy
 from .crt import CRT
+from .ecl import ECL
 from .focal import Focal
 from .kd import KD
 from .ldam_drw import LDAMDRW
 from .method import Batch, Context, Method, Stage, TestSet
+from .ncl import NCL
 from .ride import RIDE
 from .ride_bkd import RIDEBKD
 
 __all__ = [
     "BKD",
     "CRT",
+    "ECL",
     "KD",
     "LDAMDRW",
     "METHODS",
+    "NCL",
     "RIDE",
     "RIDEBKD",
     "BalancedSoftmax",
@@ -49,6 +53,8 @@ METHODS: dict[str, type[Method]] = {
         BKD,
         RIDE,
         RIDEBKD,
+        NCL,
+        ECL,
         CRT,
     )
 }
