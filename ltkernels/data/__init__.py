@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from .autoaugment import CIFAR_POLICY, PolicyView, auto_augment
 from .cifar import load_cifar10, load_cifar100
 from .contrast_view import (
     ContrastView,
@@ -29,12 +30,15 @@ from .transforms import Augmentation, cutout, flip, mixup, normalize, shift
 from .views import VIEWS, View, make_view
 
 __all__ = [
+    "CIFAR_POLICY",
     "DATASETS",
     "VIEWS",
     "Augmentation",
     "ContrastView",
     "LongTailedDataset",
+    "PolicyView",
     "View",
+    "auto_augment",
     "balanced_epoch_indices",
     "color_jitter",
     "cutout",

@@ -186,9 +186,10 @@ class RoutingConfig:
 class ViewsConfig:
     """ECL and NCL: the two augmented views of an image."""
 
-    first: Literal["dataset", "contrast"] = "dataset"
-    """What the experts classify and the query is of: the data set's own augmentation."""
-    second: Literal["dataset", "contrast"] = "contrast"
+    first: Literal["dataset", "autoaugment", "contrast"] = "dataset"
+    """What the experts classify and the query is of: the data set's own augmentation;
+    ``autoaugment`` with the CIFAR policy in it."""
+    second: Literal["dataset", "autoaugment", "contrast"] = "contrast"
     """What the key is of: MoCo v2's augmentation."""
     cutout: int | None = None
     """Side of the square blanked in the first view; None: what the data set's augmentation does."""
