@@ -27,6 +27,7 @@ from ltkernels.train.config import (
 )
 from ltkernels.train.distributed import World
 from ltkernels.train.evaluation import adjust_logits, score
+from ltkernels.train.experts_plots import plot_experts
 from ltkernels.train.loop import Trainer, resolve_device, use_threads
 from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot, plot_run
 from ltkernels.train.progress import SilentProgress, make_progress
@@ -277,6 +278,13 @@ class _Run:
             title = f"{self.config.method} on {dataset.name}, seed {self.config.seed}"
             if "routing" in result:
                 plot_routing(self.out / "plots", title=title, routing=result["routing"])
+            if "feature_distance" in result:
+                plot_experts(
+                    self.out / "plots",
+                    title=title,
+                    result=result,
+                    class_counts=dataset.class_counts,
+                )
             plot_run(
                 self.out / "plots",
                 title=title,
