@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from .bias_variance import BiasVarianceReport, analyze_bias_variance
+from .features import Embedding, analyze_features, principal_components
+from .landscape import Landscape, analyze_landscape, filter_normalized
 from .tau_norm import TauNorm, analyze_tau_norm, tau_normalize
 
 __all__ = [
     "BiasVarianceReport",
+    "Embedding",
+    "Landscape",
     "TauNorm",
     "analyze_bias_variance",
+    "analyze_features",
+    "analyze_landscape",
     "analyze_tau_norm",
+    "filter_normalized",
+    "principal_components",
     "tau_normalize",
 ]

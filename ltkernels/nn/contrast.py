@@ -40,7 +40,8 @@ class MomentumContrast(nn.Module):
     A training step asks for :meth:`query` (of the first view's features) and :meth:`key` (of the
     second view), compares them against ``queue``, and calls :meth:`update` when the optimiser's
     step is done. Encoder and key head both follow; in NCL's released code the key head stays as it
-    was drawn.
+    was drawn, and the encoder follows before the optimiser's step. Images are not shuffled between
+    processes as MoCo does, where those share their batch statistics, as in `ltkernels.train`.
 
     Args:
         experts: the network that is trained; the momentum encoder starts as its copy, without the

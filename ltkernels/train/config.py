@@ -237,7 +237,8 @@ class EclConfig:
     unbiased: bool = True
     """The deviation of a row of logits is over C - 1; eq. 5 does not say."""
     detach: bool = True
-    """The weights have no gradient: the reference head learns from its own loss only, sec. IV."""
+    """The weights have no gradient: the paper wants the reference head to learn from its own loss
+    only."""
     normalize_mean: bool = False
     """Bring the weights to a mean of 1, so that they do not change the strength of the term; not
     in the paper, but nothing there bounds them."""

@@ -50,7 +50,7 @@ def _reliability(experts: Mapping[str, Any]) -> Figure:
 
 
 def _distances(distance: Mapping[str, Any], class_counts: Tensor) -> Figure:
-    """ECL's Fig. 7: are the experts' features of rare classes further apart?"""
+    """ECL's eq. 12, class by class: do experts differ more on rare classes?"""
     order = class_counts.argsort(descending=True, stable=True).tolist()
     by_class = [distance["classes"][c] for c in order]
     figure, axes = new_figure()

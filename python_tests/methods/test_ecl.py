@@ -243,3 +243,18 @@ def test_interrupted_it_ends_in_the_same_numbers(tmp_path):
     assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
     assert resumed["accuracy"] == straight["accuracy"]
     assert resumed["feature_distance"] == straight["feature_distance"]
+
+
+@pytest.mark.parametrize("dataset", ["cifar10-lt", "cifar100-lt"])
+def test_recipe_of_the_paper(dataset):
+    config = resolve({"dataset": dataset, "method": "ecl"})
+    assert (config.lr, config.weight_decay, config.batch_size) == (0.01, 5e-3, 64)
+    assert (config.epochs, config.schedule.kind, config.schedule.warmup) == (200, "cosine", 0.0)
+    assert (config.views.first, config.views.cutout, config.views.second) == (
+        "autoaugment",
+        16,
+        "contrast",
+    )
+    assert config.flip_test
+    assert not config.model.shared_stem
+    assert (config.ecl.alpha, config.ecl.beta, config.experts) == (0.6, 1.0, 3)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from collaborative_cases import SMALL, contrast_of_the_paper, losses, run, step_of
 from ltkernels.methods import Batch
+from ltkernels.train import resolve
 from tiny_methods import COUNTS, batch_of, build
 
 
@@ -99,3 +100,16 @@ def test_a_run_reports_experts_and_ensemble(contrast, tmp_path):
     assert len(result["experts"]["alone"]) == 3
     assert result["experts"]["first"][-1] == result["accuracy"]
     assert result["feature_distance"]["overall"] > 0
+
+
+def test_recipe_of_the_released_code():
+    config = resolve({"dataset": "cifar100-lt", "method": "ncl"})
+    assert (config.lr, config.weight_decay, config.batch_size) == (0.1, 2e-4, 64)
+    assert config.epochs == 400
+    assert config.schedule.warmup * config.epochs == 5
+    assert config.schedule.milestones == (0.8, 0.9)
+    assert config.schedule.factors == (0.1, 0.01)
+    assert config.optimizer.nesterov
+    contrast = config.contrast
+    assert (contrast.queue, contrast.temperature, contrast.width) == (1024, 0.2, 64)
+    assert contrast.momentum == 0.999

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ltkernels.train import cli
+from ltkernels.train.checkpoint import load_checkpoint
 from ltkernels.train.distributed import SharedBatchNorm2d, World
 from tiny_data import process_environment
 
@@ -19,24 +20,31 @@ def losses(out):
     return [json.loads(x)["loss"] for x in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
-    # bkd trains cross-entropy first; the last batch, 31 images, does not divide by 2.
-    arguments = ["bkd", "--dataset", "digits-lt", "--threads", "1", "--set", "device=cpu"]
-    for text in ("epochs=2", "batch_size=50", "lr=0.02", "mixup_alpha=0.5", "model.width=8"):
+def train_twice(folder, method, settings):
+    """The same run in ``one`` process and in ``two``; what the two said."""
+    arguments = [method, "--dataset", "digits-lt", "--threads", "1", "--set", "device=cpu"]
+    for text in settings:
         arguments += ["--set", text]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [sys.executable, "-m", *launcher, "-m", "ltkernels.train", *arguments, "--out", "two"],
-        cwd=tmp_path,
+        cwd=folder,
         env=process_environment(),
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("files:") == 1  # one process speaks
-    assert cli.main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    assert cli.main([*arguments, "--out", str(folder / "one")]) == 0
+    return done.stdout
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
+    # bkd trains cross-entropy first; the last batch, 31 images, does not divide by 2.
+    settings = ("epochs=2", "batch_size=50", "lr=0.02", "mixup_alpha=0.5", "model.width=8")
+    said = train_twice(tmp_path, "bkd", settings)
+    assert said.count("files:") == 1  # one process speaks
     # Sums in another order differ by rounding; every step of training amplifies that a little.
     for part, tolerances in {"teacher": (1e-6, 1e-3), "": (2e-3, 5e-3)}.items():
         one, two = (losses(tmp_path / n / part) for n in ("one", "two"))
@@ -45,6 +53,23 @@ def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
     one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
     assert two["processes"] == 2
     assert two["accuracy"]["overall"] == pytest.approx(one["accuracy"]["overall"], abs=2.0)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.parametrize("method", ["ecl", "ncl"])
+def test_torchrun_fills_the_queue_of_one_process(method, tmp_path):
+    # More keys than the queue holds: it is written around. An epoch ends in 31 images.
+    small = ("model.name=resnet8", "model.width=4", "experts=2", "contrast.queue=128")
+    moving = ("contrast.momentum=0.9", "contrast.width=8", "epochs=1", "batch_size=50", "lr=0.02")
+    train_twice(tmp_path, method, (*small, *moving))
+    one, two = (losses(tmp_path / n) for n in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-4)
+    states = [load_checkpoint(tmp_path / n / "checkpoint.pt")["method"] for n in ("one", "two")]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        if name.startswith("contrast."):
+            torch.testing.assert_close(states[1][name], value, rtol=2e-2, atol=2e-3)
+    assert int(states[0]["contrast.position"]) > 0
 
 
 def test_one_process_changes_nothing():
