@@ -18,8 +18,8 @@ def build(name, **keys):
     config = resolve(TINY, {"method": name, **keys})
     head = {"head": config.model.head, "scale": config.model.scale}
 
-    def network(experts=None, num_classes=6):
-        return build_model("resnet8", num_classes, 1, width=4, experts=experts, **head)
+    def network(num_classes=6, **options):
+        return build_model("resnet8", num_classes, 1, width=4, **head, **options)
 
     teachers = {}
     for needed, its_config in METHODS[name].prerequisites(config).items():

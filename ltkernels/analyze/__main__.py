@@ -21,6 +21,8 @@ from .bias_variance import (
     write_reports,
 )
 from .curves import plot_curves
+from .features import analyze_features, plot_features
+from .landscape import analyze_landscape, plot_landscapes, write_landscapes
 from .longtailness import analyze_longtailness
 from .tau_norm import analyze_tau_norm
 
@@ -69,7 +71,61 @@ def _parser() -> argparse.ArgumentParser:
     ).add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     add("--out", type=Path, default=Path("curves.png"), metavar="FILE.png", help="the figure")
+
+    add = names.add_parser(
+        "landscape",
+        help="loss and accuracy around the trained weights, under filter-normalised noise",
+        description="Moves the weights of finished runs along random directions whose filters have "
+        "the norms of the weights' own, and evaluates them on the test images.",
+    ).add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
+    add("--directions", type=int, default=3, metavar="N", help="random directions (default: 3)")
+    add("--radius", type=float, default=1.0, metavar="R", help="largest distance (default: 1)")
+    add("--steps", type=int, default=10, metavar="S", help="distances a side (default: 10)")
+
+    add = names.add_parser(
+        "features",
+        help="a run's test features in the plane: t-SNE with scikit-learn, else PCA",
+        description="Draws the features of test images, of several experts side by side, by class "
+        "and group. Needs matplotlib.",
+    ).add_argument
+    add("run", type=Path, metavar="RUN", help="folder of a finished run")
+    add("--out", type=Path, required=True, metavar="FILE.png", help="the plot")
+    add("--images", type=int, default=2000, metavar="N", help="test images (default: 2000)")
+    add("--embedding", default="auto", choices=("auto", "tsne", "pca"), help="default: auto")
     return parser
+
+
+def _landscape(arguments: argparse.Namespace) -> None:
+    for name in ("directions", "steps"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name}: expected at least 1, got {getattr(arguments, name)}")
+    steps = range(-arguments.steps, arguments.steps + 1)
+    distances = [arguments.radius * i / arguments.steps for i in steps]
+    found = [
+        analyze_landscape(run, distances=distances, directions=arguments.directions)
+        for run in arguments.runs
+    ]
+    for each in found:
+        print(f"{each.run}: {each.method}, mean of {arguments.directions} directions\n")
+        print("distance     loss  accuracy")
+        for row in zip(distances, each.mean_loss(), each.mean_accuracy(), strict=True):
+            print("{:8.2f} {:8.3f} {:9.1f}".format(*row))
+        print()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    print(write_landscapes(arguments.out, found))
+    print(plot_landscapes(arguments.out, found) if can_plot() else HOW_TO_GET_PLOTS)
+
+
+def _features(arguments: argparse.Namespace) -> None:
+    if arguments.images < 4:
+        raise ConfigError(f"--images: expected at least 4, got {arguments.images}")
+    if not can_plot():
+        raise ImportError("the plot needs matplotlib: `pip install matplotlib`")
+    found = analyze_features(arguments.run, images=arguments.images, embedding=arguments.embedding)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{found.title}\n{plot_features(arguments.out, found)}")
 
 
 def _tau_norm(arguments: argparse.Namespace) -> None:
@@ -120,6 +176,8 @@ def _bias_variance(arguments: argparse.Namespace) -> None:
 _ANALYSES = {
     "bias-variance": _bias_variance,
     "curves": _curves,
+    "features": _features,
+    "landscape": _landscape,
     "longtailness": _longtailness,
     "tau-norm": _tau_norm,
 }
@@ -133,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_USAGE
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:

@@ -10,7 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from .autoaugment import CIFAR_POLICY, PolicyView, auto_augment
 from .cifar import load_cifar10, load_cifar100
+from .contrast_view import (
+    ContrastView,
+    color_jitter,
+    gaussian_blur,
+    grayscale,
+    random_resized_crop,
+)
 from .dataset import LongTailedDataset, channel_statistics
 from .digits import load_digits
 from .fashion_mnist import load_fashion_mnist
@@ -25,25 +33,37 @@ from .sampling import (
 from .sources import Source
 from .subsets import class_subsets, longtailness
 from .transforms import Augmentation, cutout, flip, mixup, normalize, shift
+from .views import VIEWS, View, make_view
 
 __all__ = [
+    "CIFAR_POLICY",
     "DATASETS",
+    "VIEWS",
     "Augmentation",
+    "ContrastView",
     "LongTailedDataset",
+    "PolicyView",
+    "View",
+    "auto_augment",
     "balanced_epoch_indices",
     "class_aware_epoch_indices",
     "class_subsets",
+    "color_jitter",
     "cutout",
     "derived_generator",
     "draw_long_tailed",
     "epoch_indices",
     "fitting_n_max",
     "flip",
+    "gaussian_blur",
+    "grayscale",
     "load",
     "long_tailed_counts",
     "longtailness",
+    "make_view",
     "mixup",
     "normalize",
+    "random_resized_crop",
     "shift",
 ]
 

@@ -38,6 +38,7 @@ class ECLLoss(Reweighted):
         temperature: of both distillations.
         contrast_temperature: of the contrast; 0.2 is NCL's.
         expert_reduction: BC's "mean" over the experts (eq. 10), or "sum", as NCL.
+        transfer: whether there is L_logit at all; the features have a term where they are given.
         balance: whether L_logit has the weights of eqs. 5-6.
         ratio: the side of eq. 6, whose two sides are reciprocal: "rhs", CE_cls / CE_ref, which its
             text describes, or "lhs".
@@ -73,6 +74,7 @@ class ECLLoss(Reweighted):
         temperature: float = 1.0,
         contrast_temperature: float = 0.2,
         expert_reduction: ExpertReduction = "mean",
+        transfer: bool = True,
         balance: bool = True,
         ratio: Literal["rhs", "lhs"] = "rhs",
         unbiased: bool = True,
@@ -109,6 +111,7 @@ class ECLLoss(Reweighted):
         _checks.one_of(name, "kd_logits", kd_logits, "raw", "adjusted")
         _checks.one_of(name, "direction", direction, "as_printed", "teacher_first")
         self.expert_reduction: ExpertReduction = expert_reduction
+        self.transfer = transfer
         self.balance = balance
         self.ratio = ratio
         self.unbiased = unbiased
@@ -173,14 +176,14 @@ class ECLLoss(Reweighted):
     ) -> dict[str, Tensor]:
         """The terms before their factors: "supervision", "logit", "feature", "contrast".
 
-        The arguments are those of a call. A term whose inputs are missing is left out.
+        The arguments are those of a call. A term whose inputs are missing is left out, and "logit"
+        without `transfer`.
         """
         cls = _checks.expert_logits("ECLLoss", "cls_logits", cls_logits)
         ref = self._like(cls, "ref_logits", ref_logits)
-        terms = {
-            "supervision": self._supervision(cls, ref, target),
-            "logit": self._logit_distillation(cls, ref, target),
-        }
+        terms = {"supervision": self._supervision(cls, ref, target)}
+        if self.transfer:
+            terms["logit"] = self._logit_distillation(cls, ref, target)
         if features is not None:
             terms["feature"] = F.collaborative_kd_loss(
                 self._like(cls, "features", features, ("N", "D")),

@@ -12,11 +12,13 @@ from .cb import ClassBalanced
 from .cbe import CBE
 from .ce import CrossEntropy
 from .crt import CRT
+from .ecl import ECL
 from .focal import Focal
 from .kd import KD
 from .ldam_drw import LDAMDRW
 from .lfme import LFME
 from .method import Batch, Context, Method, Stage, TestSet
+from .ncl import NCL
 from .ride import RIDE
 from .ride_bkd import RIDEBKD
 from .subset_expert import SubsetExpert
@@ -25,10 +27,12 @@ __all__ = [
     "BKD",
     "CBE",
     "CRT",
+    "ECL",
     "KD",
     "LDAMDRW",
     "LFME",
     "METHODS",
+    "NCL",
     "RIDE",
     "RIDEBKD",
     "BalancedSoftmax",
@@ -55,6 +59,8 @@ METHODS: dict[str, type[Method]] = {
         BKD,
         RIDE,
         RIDEBKD,
+        NCL,
+        ECL,
         CRT,
         SubsetExpert,
         LFME,

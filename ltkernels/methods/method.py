@@ -43,6 +43,7 @@ class Batch:
         indices: int64 ``[N]``, positions of the images in the training set.
         labels_b: int64 ``[N]``, labels of the images mixed in; None without mixup.
         lam: weight of ``labels`` against ``labels_b``.
+        second: another view of the same images; None where a method wants one view.
     """
 
     images: Tensor
@@ -50,6 +51,7 @@ class Batch:
     indices: Tensor
     labels_b: Tensor | None = None
     lam: float = 1.0
+    second: Tensor | None = None
 
     def mixed(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """``lam * loss(labels) + (1 - lam) * loss(labels_b)``; ``loss(labels)`` without mixup."""
@@ -239,6 +241,14 @@ class Method(nn.Module, ABC):
         Returns:
             float32 scalar. Parameters may be used in :meth:`forward` only: there each process sees
             its own images, here all see the same.
+        """
+
+    def on_step_end(self, outputs: Any, batch: Batch) -> None:
+        """Called after the optimiser's step, without gradients: queues and averages move here.
+
+        Args:
+            outputs: what :meth:`loss` was given.
+            batch: likewise.
         """
 
     def predict(self, images: Tensor) -> Tensor:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from .cifar_resnet import CifarBlock, CifarResNet, PadShortcut, cifar_stage
+from .contrast import MomentumContrast, projection_head
 from .cost import count_macs, count_parameters
 from .experts import EXPERT_WIDTH, CifarExperts, MultiExpert, ResNetExperts
 from .heads import NormedLinear, build_head
+from .moving_average import MovingAverage
 from .official import load_official_state
 from .resnet import BasicBlock, Bottleneck, ResNet, resnet_stage
 from .routing import Routed, RoutedExperts
+from .separate import SeparateExperts
 
 __all__ = [
     "MODELS",
@@ -19,6 +22,8 @@ __all__ = [
     "CifarBlock",
     "CifarExperts",
     "CifarResNet",
+    "MomentumContrast",
+    "MovingAverage",
     "MultiExpert",
     "NormedLinear",
     "PadShortcut",
@@ -26,12 +31,14 @@ __all__ = [
     "ResNetExperts",
     "Routed",
     "RoutedExperts",
+    "SeparateExperts",
     "build_head",
     "build_model",
     "cifar_stage",
     "count_macs",
     "count_parameters",
     "load_official_state",
+    "projection_head",
     "resnet_stage",
 ]
 
@@ -60,7 +67,8 @@ def build_model(
     stem_stride: int | None = None,
     experts: int | None = None,
     expert_width: float = EXPERT_WIDTH,
-) -> CifarResNet | ResNet | CifarExperts | ResNetExperts:
+    shared_stem: bool = True,
+) -> CifarResNet | ResNet | CifarExperts | ResNetExperts | SeparateExperts:
     """Make a classification network by name.
 
     ``resnet8``, ``resnet20``, ``resnet32`` (three stages, width 16) are for small images,
@@ -78,6 +86,8 @@ def build_model(
         experts: number K of experts on a shared stem (:class:`MultiExpert`); None for a single
             network.
         expert_width: width of the experts' own stages relative to the single network's.
+        shared_stem: False for experts that share nothing (:class:`SeparateExperts`), each the whole
+            single network.
 
     Returns:
         A module with ``features(x) -> [N, D]``, the attribute ``num_features`` = D and
@@ -103,10 +113,18 @@ def build_model(
         raise ValueError(
             f"`build_model`: expected `stem_stride` only with a small-image network, got {name!r}"
         )
-    if experts is not None:
-        options["expert_width"] = expert_width
+    if experts is not None and not shared_stem:
+        del options["experts"]
+        return SeparateExperts(_single(name, num_classes, options) for _ in range(experts))
+    if experts is None:
+        return _single(name, num_classes, options)
+    options["expert_width"] = expert_width
     if name in _SMALL:
-        small = CifarResNet if experts is None else CifarExperts
-        return small(_SMALL[name], num_classes, **options)
-    large = ResNet if experts is None else ResNetExperts
-    return large(*_LARGE[name], num_classes, **options)
+        return CifarExperts(_SMALL[name], num_classes, **options)
+    return ResNetExperts(*_LARGE[name], num_classes, **options)
+
+
+def _single(name: str, num_classes: int, options: dict[str, Any]) -> CifarResNet | ResNet:
+    if name in _SMALL:
+        return CifarResNet(_SMALL[name], num_classes, **options)
+    return ResNet(*_LARGE[name], num_classes, **options)

@@ -80,6 +80,14 @@ class MultiExpert(nn.Module, ABC):
         shared = self.stem(x)
         return tuple(self.expert(k, shared)[1] for k in range(self.num_experts))
 
+    def logits_and_features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Both of :meth:`forward` and :meth:`features`, from one pass."""
+        shared = self.stem(x)
+        logits, features = zip(
+            *(self.expert(k, shared) for k in range(self.num_experts)), strict=True
+        )
+        return logits, features
+
     def predict(self, x: Tensor) -> Tensor:
         """The mean of the experts' logits, ``[N, C]``."""
         return torch.stack(self(x)).mean(dim=0)

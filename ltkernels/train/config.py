@@ -28,15 +28,19 @@ __all__ = [
     "CbeConfig",
     "Config",
     "ConfigError",
+    "ContrastConfig",
     "DataConfig",
+    "EclConfig",
     "LfmeConfig",
     "LossConfig",
     "ModelConfig",
+    "NclConfig",
     "OptimizerConfig",
     "RideConfig",
     "RoutingConfig",
     "ScheduleConfig",
     "SubsetsConfig",
+    "ViewsConfig",
     "parse_toml",
     "recipe_names",
     "recipe_tables",
@@ -81,6 +85,8 @@ class ModelConfig:
     """One of ``ltkernels.nn``'s models."""
     expert_width: float = 0.75
     """Width of an expert's own stages relative to the single network's."""
+    shared_stem: bool = False
+    """ECL and NCL: experts on a shared stem; NCL's code, and so both by default, has K networks."""
     head: Literal["linear", "cosine"] = "linear"
     """``cosine``: logits are ``scale`` times the cosine of feature and class weight."""
     scale: float = 30.0
@@ -283,6 +289,105 @@ class CbeConfig:
 
 
 @dataclass(frozen=True)
+class ViewsConfig:
+    """ECL and NCL: the two augmented views of an image."""
+
+    first: Literal["dataset", "autoaugment", "contrast"] = "dataset"
+    """What the experts classify and the query is of: the data set's own augmentation;
+    ``autoaugment`` with the CIFAR policy in it."""
+    second: Literal["dataset", "autoaugment", "contrast"] = "contrast"
+    """What the key is of: MoCo v2's augmentation."""
+    cutout: int | None = None
+    """Side of the square blanked in the first view; None: what the data set's augmentation does."""
+    crop: float = 0.2
+    """Smallest area of MoCo v2's crops."""
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """ECL and NCL: the momentum-contrast branch. NCL's values; ECL names none of them."""
+
+    width: int = 64
+    """Width of queries and keys."""
+    hidden: int | None = None
+    """Hidden layer of the projection; None: as wide as the feature (MoCo v2, NCL); 0: none."""
+    queue: int = 1024
+    """Keys kept of each expert."""
+    temperature: float = 0.2
+    momentum: float = 0.999
+    """Of the moving average that makes the keys; of encoder and key head, both. NCL's code leaves
+    the key head as it was drawn, and a query then has to meet a random projection."""
+    buffers: Literal["averaged", "copied"] = "averaged"
+    """Batch-norm statistics of the momentum encoder; they count with ``statistics = running``."""
+    statistics: Literal["batch", "running"] = "batch"
+    """What the momentum encoder normalises with: its batch's statistics, as MoCo and NCL."""
+
+
+@dataclass(frozen=True)
+class EclConfig:
+    """ECL. There is no official code: what the paper leaves open is a key with its reason."""
+
+    alpha: float = 0.6
+    """Factor of both distillations, eq. 11."""
+    beta: float = 1.0
+    """Factor of the contrast, eq. 11; 0: no contrast (CPT off in Table III)."""
+    transfer: Literal["balanced", "uniform", "none"] = "balanced"
+    """Distillation between logits with the weights of eqs. 5-6, without weights, or none at all
+    (BKT off in Table III: the paper does not say which of the two that means)."""
+    feature_transfer: bool = True
+    """Distillation between features, eq. 8 (FLD in Table III)."""
+    temperature: float = 1.0
+    """Of both distillations."""
+    ratio: Literal["rhs", "lhs"] = "rhs"
+    """Side of eq. 6, whose two sides are reciprocal; the text describes the right one."""
+    unbiased: bool = True
+    """The deviation of a row of logits is over C - 1; eq. 5 does not say."""
+    detach: bool = True
+    """The weights have no gradient: the paper wants the reference head to learn from its own loss
+    only."""
+    normalize_mean: bool = False
+    """Bring the weights to a mean of 1, so that they do not change the strength of the term; not
+    in the paper, but nothing there bounds them."""
+    eps: float = 1e-6
+    """Least deviation and least divisor of the weights; the paper has none."""
+    kd_logits: Literal["raw", "adjusted"] = "raw"
+    """Distil z (paper) or z + tau log prior (NCL)."""
+    direction: Literal["as_printed", "teacher_first"] = "as_printed"
+    """KL(student || teacher) as eq. 7 prints, or the usual KL(teacher || student)."""
+    detach_teacher: bool = False
+    """Whether a teacher is a constant. Not said; in NCL, ECL's base, it is none."""
+    feature_reduction: Literal["mean", "sum"] = "mean"
+    """Eq. 8 lacks the 1/N that eq. 7 has; "sum" is as printed, N times stronger."""
+    expert_reduction: Literal["mean", "sum"] = "mean"
+    """Of the cross-entropies, eq. 10; "sum" as NCL."""
+    contrast_expert_reduction: Literal["sum", "mean"] = "sum"
+    """Of the contrast, eq. 9."""
+    contrast_reduction: Literal["mean", "sum"] = "mean"
+    """Eq. 9 prints no 1/N; "mean" as NCL."""
+
+
+@dataclass(frozen=True)
+class NclConfig:
+    """NCL; the defaults are the released code's."""
+
+    hard: int = 0
+    """Hard categories of an image; 0: 3/10 of the classes (the released configurations)."""
+    ce: float = 1.0
+    """Factor of the cross-entropies on all categories."""
+    hard_ce: float = 1.0
+    """Factor of the cross-entropies on the hard categories."""
+    transfer: float = 0.6
+    """Factor of the mutual distillation on all categories."""
+    hard_transfer: float = 0.6
+    """Factor of the mutual distillation on the hard categories."""
+    masking: Literal["zero", "exclude"] = "zero"
+    """Easy categories get the logit 0 (released code: they stay in the softmax), or leave it."""
+    contrast: float = 1.0
+    """Factor of the contrast; 0: none, as in the released ImageNet-LT and iNaturalist files."""
+    expert_reduction: Literal["sum", "mean"] = "sum"
+
+
+@dataclass(frozen=True)
 class Config:
     """One training run."""
 
@@ -326,6 +431,8 @@ class Config:
     """Which classes are many, medium and few."""
     selection: Literal["last", "best_val", "best_test"] = "last"
     """Which epoch is reported; ``best_test`` leaks the test set and is labelled so."""
+    flip_test: bool = False
+    """ECL and NCL: predict the mean of an image and its mirror image; said in the result."""
     eval_every: int = 0
     """Epochs between evaluations; 0: about ten evaluations a run. The last epoch is always one."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -338,6 +445,10 @@ class Config:
     subsets: SubsetsConfig = field(default_factory=SubsetsConfig)
     lfme: LfmeConfig = field(default_factory=LfmeConfig)
     cbe: CbeConfig = field(default_factory=CbeConfig)
+    ecl: EclConfig = field(default_factory=EclConfig)
+    ncl: NclConfig = field(default_factory=NclConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
 
     @property
     def deferred_epoch(self) -> int:
@@ -619,6 +730,20 @@ def _validate(config: Config) -> None:
         "routing.weight_decay",
     ):
         need(flat[key] >= 0, key, "a number not below 0")
+    for key in ("contrast.width", "contrast.queue"):
+        need(flat[key] >= 1, key, "at least 1")
+    for key in ("ecl.temperature", "ecl.eps", "contrast.temperature"):
+        need(flat[key] > 0, key, "a number above 0")
+    for key in (
+        "ecl.alpha",
+        "ecl.beta",
+        *(f"ncl.{k}" for k in ("hard", "ce", "hard_ce", "transfer", "hard_transfer", "contrast")),
+    ):
+        need(flat[key] >= 0, key, "a number not below 0")
+    for key in ("contrast.hidden", "views.cutout"):
+        need(flat[key] is None or flat[key] >= 0, key, "none or at least 0")
+    need(0 <= flat["contrast.momentum"] <= 1, "contrast.momentum", "a number from 0 to 1")
+    need(0 < flat["views.crop"] <= 1, "views.crop", "a part of the image, above 0 to 1")
     need(0 < flat["routing.threshold"] < 1, "routing.threshold", "a probability, 0 to 1")
     need(0 <= flat["ride.gamma"] <= 1, "ride.gamma", "a number from 0 to 1")
     for key in ("schedule.warmup", "loss.deferred"):

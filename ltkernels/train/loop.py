@@ -308,13 +308,15 @@ class Trainer:
             )
         own = self._own_part(batch)
         with self.autocast():
-            outputs = method(own)
-        loss = method.loss(world.gather(outputs, len(indices)), batch)
+            outputs = world.gather(method(own), len(indices))
+        loss = method.loss(outputs, batch)
         optimizer.zero_grad()
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         world.sum_gradients(trained)
         self._scaler.step(optimizer)
         self._scaler.update()
+        with torch.no_grad():
+            method.on_step_end(outputs, batch)
         return loss.detach()
 
     def _own_part(self, batch: Batch) -> Batch:
@@ -326,6 +328,9 @@ class Trainer:
             part(batch.indices),
             None if batch.labels_b is None else part(batch.labels_b),
             batch.lam,
+            None
+            if batch.second is None
+            else part(batch.second).contiguous(memory_format=self._layout),
         )
 
     def _check_loss(self, loss: float) -> None:

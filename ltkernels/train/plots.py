@@ -11,14 +11,21 @@ from ltkernels.metrics import class_accuracy, reliability, shot_groups
 from ltkernels.train.evaluation import GROUPS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
-__all__ = ["HOW_TO_GET_PLOTS", "can_plot", "new_figure", "plot_run"]
+__all__ = [
+    "HOW_TO_GET_PLOTS",
+    "can_plot",
+    "draw_reliability",
+    "new_figure",
+    "plot_run",
+    "save_figures",
+]
 
 HOW_TO_GET_PLOTS = "no plots: `pip install matplotlib`, then run again with --resume"
 
@@ -70,15 +77,21 @@ def plot_run(
     Returns:
         The files written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     prediction = logits.argmax(1)
     group = shot_groups(class_counts, rule)  # type: ignore[arg-type]
     figures = {
         "class_accuracy": _class_accuracy(prediction, labels, class_counts, group),
         "group_confusion": _group_confusion(prediction, labels, group),
+        "confusion": _confusion(prediction, labels, class_counts),
         "reliability": _reliability(logits, labels),
         "curves": _curves(history),
     }
+    return save_figures(folder, title, figures)
+
+
+def save_figures(folder: Path, title: str, figures: Mapping[str, Figure]) -> list[Path]:
+    """Write figures as PNG files by name, each with the title; the folder is made if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, figure in figures.items():
         figure.suptitle(title, fontsize=10)
@@ -132,18 +145,52 @@ def _group_confusion(prediction: Tensor, labels: Tensor, group: Tensor) -> Figur
     return figure
 
 
+def _confusion(prediction: Tensor, labels: Tensor, class_counts: Tensor) -> Figure:
+    """Every class against every class, on a logarithmic scale: single errors show, too."""
+    from matplotlib.colors import LogNorm
+
+    classes = len(class_counts)
+    order = class_counts.argsort(descending=True, stable=True)
+    matrix = torch.bincount(labels * classes + prediction, minlength=classes * classes)
+    matrix = matrix.view(classes, classes)[order][:, order]
+    share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    figure, axes = new_figure(5.4, 4.6)
+    least = 1 / max(int(matrix.sum(1).max()), 2)  # one image of the most frequent class
+    shown = axes.imshow(share.numpy(), cmap="magma_r", norm=LogNorm(least, 1))
+    axes.set(xlabel="prediction, by training images", ylabel="true class, by training images")
+    figure.colorbar(shown, label="share of the class's test images")
+    return figure
+
+
 def _reliability(logits: Tensor, labels: Tensor) -> Figure:
     bins = reliability(logits.softmax(1), labels)
-    used = bins.count > 0
+    return draw_reliability(
+        bins.edges.numpy(),
+        bins.count.numpy(),
+        bins.accuracy.numpy(),
+        bins.confidence.numpy(),
+        f"ECE {100 * bins.expected_calibration_error:.1f} %",
+    )
+
+
+def draw_reliability(edges: Any, count: Any, accuracy: Any, confidence: Any, title: str) -> Figure:
+    """A reliability diagram of B bins.
+
+    Args:
+        edges: ``[B + 1]``, 0 to 1.
+        count: images in each bin, ``[B]``.
+        accuracy: of each bin's images, ``[B]``.
+        confidence: their mean, ``[B]``.
+        title: above the plot.
+    """
     figure, axes = new_figure(4.6, 4.2)
-    centre = ((bins.edges[:-1] + bins.edges[1:]) / 2)[used].numpy()
-    accuracy, confidence = bins.accuracy[used].numpy(), bins.confidence[used].numpy()
-    width = float(bins.edges[1])
-    axes.bar(centre, accuracy, width=0.92 * width, color="#31688e")
-    axes.plot(confidence, accuracy, "o", color="#e07b39", markersize=4)
+    used = count > 0
+    centre = ((edges[:-1] + edges[1:]) / 2)[used]
+    axes.bar(centre, accuracy[used], width=0.92 * float(edges[1]), color="#31688e")
+    axes.plot(confidence[used], accuracy[used], "o", color="#e07b39", markersize=4)
     axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    axes.set_title(f"ECE {100 * bins.expected_calibration_error:.1f} %", fontsize=10)
+    axes.set_title(title, fontsize=10)
     return figure
 
 

@@ -27,6 +27,7 @@ from ltkernels.train.config import (
 )
 from ltkernels.train.distributed import World
 from ltkernels.train.evaluation import adjust_logits, score
+from ltkernels.train.experts_plots import plot_experts
 from ltkernels.train.fusion_plots import plot_fusion
 from ltkernels.train.lfme_plots import plot_lfme
 from ltkernels.train.loop import Trainer, resolve_device, use_threads
@@ -300,6 +301,13 @@ class _Run:
                 plot_fusion(self.out / "plots", title=title, fusion=result["fusion"])
             if "routing" in result:
                 plot_routing(self.out / "plots", title=title, routing=result["routing"])
+            if "feature_distance" in result:
+                plot_experts(
+                    self.out / "plots",
+                    title=title,
+                    result=result,
+                    class_counts=dataset.class_counts,
+                )
             plot_run(
                 self.out / "plots",
                 title=title,

@@ -35,6 +35,8 @@ def test_table_of_methods():
         "bkd",
         "ride",
         "ride_bkd",
+        "ncl",
+        "ecl",
         "crt",
         "subset_expert",
         "lfme",
@@ -46,7 +48,8 @@ def test_table_of_methods():
 
 
 # The others have tests of their own.
-BY_THEMSELVES = [name for name in METHODS if name not in ("crt", "subset_expert", "lfme", "cbe")]
+OWN_TESTS = ("crt", "subset_expert", "lfme", "cbe", "ecl", "ncl")
+BY_THEMSELVES = [name for name in METHODS if name not in OWN_TESTS]
 
 
 @pytest.mark.parametrize("name", BY_THEMSELVES)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ltkernels.train import cli
+from ltkernels.train.checkpoint import load_checkpoint
 from ltkernels.train.distributed import SharedBatchNorm2d, World
 from tiny_data import process_environment
 
@@ -51,7 +52,9 @@ def result_of(out):
 @needs_processes
 def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
     # bkd trains cross-entropy first; the last batch, 31 images, does not divide by 2.
-    one, two = train_with_one_and_two(tmp_path, "bkd", "batch_size=50", "epochs=2", "mixup_alpha=0.5")
+    one, two = train_with_one_and_two(
+        tmp_path, "bkd", "batch_size=50", "epochs=2", "mixup_alpha=0.5"
+    )
     # Sums in another order differ by rounding; every step of training amplifies that a little.
     for part, tolerances in {"teacher": (1e-6, 1e-3), "": (2e-3, 5e-3)}.items():
         for epoch, tolerance in enumerate(tolerances):
@@ -74,6 +77,23 @@ def test_ride_gives_the_numbers_of_one_process_in_both_stages(tmp_path):
     assert result_of(two)["routing"]["shares"]["overall"] == pytest.approx(
         result_of(one)["routing"]["shares"]["overall"], abs=0.02
     )
+
+
+@needs_processes
+@pytest.mark.parametrize("method", ["ecl", "ncl"])
+def test_torchrun_fills_the_queue_of_one_process(method, tmp_path):
+    # More keys than the queue holds: it is written around. An epoch ends in 31 images.
+    small = ("model.name=resnet8", "model.width=4", "experts=2", "contrast.queue=128")
+    moving = ("contrast.momentum=0.9", "contrast.width=8", "epochs=1", "batch_size=50")
+    runs = train_with_one_and_two(tmp_path, method, *small, *moving)
+    one, two = map(losses, runs)
+    assert two == pytest.approx(one, rel=1e-4)
+    states = [load_checkpoint(run / "checkpoint.pt")["method"] for run in runs]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        if name.startswith("contrast."):
+            torch.testing.assert_close(states[1][name], value, rtol=2e-2, atol=2e-3)
+    assert int(states[0]["contrast.position"]) > 0
 
 
 def test_one_process_changes_nothing():

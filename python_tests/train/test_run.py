@@ -105,7 +105,8 @@ def test_run_writes_its_folder(finished):
     out, _ = finished
     files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     plots = {
-        f"plots/{n}.png" for n in ("class_accuracy", "curves", "group_confusion", "reliability")
+        f"plots/{n}.png"
+        for n in ("class_accuracy", "confusion", "curves", "group_confusion", "reliability")
     }
     names = {"config.toml", "metrics.jsonl", "result.json", "checkpoint.pt", "model.safetensors"}
     assert files == names | plots
@@ -298,7 +299,7 @@ def test_without_matplotlib_one_line_says_how_to_get_plots(tmp_path, monkeypatch
     assert not (tmp_path / "plots").exists()
     monkeypatch.undo()
     assert run(tmp_path, method="ce", epochs=1, resume=True) == result
-    assert len(list((tmp_path / "plots").glob("*.png"))) == 4
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 5
 
 
 def test_bf16_autocast_trains(tmp_path):
