@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ltkernels.methods import METHODS
-from ltkernels.train.config import ConfigError
+from ltkernels.train.config import ConfigError, parse_assignment
 from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot
 
 from .bias_variance import (
@@ -18,6 +18,7 @@ from .bias_variance import (
     train_draws,
     write_reports,
 )
+from .official import evaluate_official
 from .tau_norm import analyze_tau_norm
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -46,18 +47,47 @@ def _parser() -> argparse.ArgumentParser:
         "without training, and evaluates the run for tau from 0 to 1.",
     ).add_argument
     add("run", type=Path, metavar="RUN", help="folder of a finished run with linear heads")
+
+    add = names.add_parser(
+        "official",
+        help="accuracy of a published checkpoint of RIDE's released code, by group",
+        description="Reads experts, heads and routers off the file's weights and evaluates them. "
+        "No code that the file names is run.",
+    ).add_argument
+    add("checkpoint", type=Path, metavar="FILE", help="as published, e.g. model_best.pth")
+    add("--dataset", default="cifar100-lt", metavar="NAME", help="data set (default: cifar100-lt)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for ltkernels.train")
     return parser
+
+
+def _official(arguments: argparse.Namespace) -> None:
+    settings = dict(parse_assignment(text) for text in arguments.set)
+    found = evaluate_official(arguments.checkpoint, {"dataset": arguments.dataset, **settings})
+    rows = {found.config.method: found.accuracy}
+    experts = found.report.get("experts", {"alone": [], "first": []})
+    rows |= {f"expert {i} alone": row for i, row in enumerate(experts["alone"], 1)}
+    rows |= {f"first {i}": row for i, row in enumerate(experts["first"], 1)}
+    print(f"accuracy in percent; ECE {100 * found.ece:.1f} %\n\n{_by_group(rows)}")
+    routing = found.report.get("routing")
+    if routing:
+        cost = routing["macs"] / routing["macs_of_all"]
+        print(f"\nexperts asked: {routing['experts']:.2f}; {100 * cost:.0f} % of all experts' MACs")
+
+
+def _by_group(rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    groups = list(next(iter(rows.values())))
+    width = max(map(len, rows)) + 1
+    lines = [" " * width + "".join(group.rjust(9) for group in groups)]
+    for name, row in rows.items():
+        values = ["-" if row[group] is None else f"{row[group]:.1f}" for group in groups]
+        lines.append(name.ljust(width) + "".join(value.rjust(9) for value in values))
+    return "\n".join(lines)
 
 
 def _tau_norm(arguments: argparse.Namespace) -> None:
     found = analyze_tau_norm(arguments.run)
-    groups = list(found.trained)
-    print(f"{found.method}, accuracy in percent\n")
     rows = {"as trained": found.trained} | {f"tau {t:g}": row for t, row in found.by_tau.items()}
-    print(" " * 10 + "".join(group.rjust(9) for group in groups))
-    for name, row in rows.items():
-        values = ["-" if row[group] is None else f"{row[group]:.1f}" for group in groups]
-        print(name.ljust(10) + "".join(value.rjust(9) for value in values))
+    print(f"{found.method}, accuracy in percent\n\n{_by_group(rows)}")
 
 
 def _bias_variance(arguments: argparse.Namespace) -> None:
@@ -82,11 +112,14 @@ def _bias_variance(arguments: argparse.Namespace) -> None:
     print(plot_reports(arguments.out, reports) if can_plot() else HOW_TO_GET_PLOTS)
 
 
+ANALYSES = {"bias-variance": _bias_variance, "tau-norm": _tau_norm, "official": _official}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, as that of ``ltkernels.train``."""
     arguments = _parser().parse_args(argv)
     try:
-        {"bias-variance": _bias_variance, "tau-norm": _tau_norm}[arguments.analysis](arguments)
+        ANALYSES[arguments.analysis](arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_USAGE

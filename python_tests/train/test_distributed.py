@@ -51,7 +51,9 @@ def result_of(out):
 @needs_processes
 def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
     # bkd trains cross-entropy first; the last batch, 31 images, does not divide by 2.
-    one, two = train_with_one_and_two(tmp_path, "bkd", "batch_size=50", "epochs=2", "mixup_alpha=0.5")
+    one, two = train_with_one_and_two(
+        tmp_path, "bkd", "batch_size=50", "epochs=2", "mixup_alpha=0.5"
+    )
     # Sums in another order differ by rounding; every step of training amplifies that a little.
     for part, tolerances in {"teacher": (1e-6, 1e-3), "": (2e-3, 5e-3)}.items():
         for epoch, tolerance in enumerate(tolerances):
