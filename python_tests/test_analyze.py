@@ -13,9 +13,11 @@ from ltkernels.analyze import (
     analyze_bias_variance,
     analyze_longtailness,
     analyze_tau_norm,
+    evaluate_official,
     tau_normalize,
 )
-from ltkernels.nn import build_model
+from ltkernels.data import load
+from ltkernels.nn import RoutedExperts, build_model
 from ltkernels.train import ConfigError
 
 SHORT = [
@@ -156,3 +158,64 @@ def test_curves_of_runs(report, tmp_path, capsys):
     assert str(out) in capsys.readouterr().out
     assert cli.main(["curves", str(tmp_path), "--out", str(out)]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+# -- published checkpoints
+
+
+class ReleasedConfig:
+    """What the released code pickles beside the weights; building one is refused."""
+
+    def __reduce__(self):
+        return pytest.fail, ("code named by the file was run",)
+
+
+@pytest.fixture(params=["zip", "before torch 1.6"])
+def published(request, tmp_path):
+    """A file as the released code writes it, of a routed network for digits-lt."""
+    torch.manual_seed(0)
+    network = RoutedExperts(
+        build_model("resnet8", 10, 1, width=4, experts=3, head="cosine"), z=5, hidden=4
+    )
+    state = {}
+    for name, value in network.state_dict().items():
+        name = name.removeprefix("network.").replace("hidden.", "expert_help_pred_hidden_fcs.")
+        name = name.replace("gates.0.", "expert_help_pred_fc.")
+        state[f"module.backbone.{name}"] = value
+    file = tmp_path / "model_best.pth"
+    content = {"arch": "x", "epoch": 5, "state_dict": state, "config": ReleasedConfig()}
+    torch.save(content, file, _use_new_zipfile_serialization=request.param == "zip")
+    return file, network.eval()
+
+
+SMALL = {"dataset": "digits-lt", "model.name": "resnet8", "model.width": 4}
+
+
+def test_a_published_checkpoint_is_evaluated(published):
+    file, network = published
+    found = evaluate_official(file, SMALL)
+    config = found.config
+    assert (config.method, config.experts, config.model.head) == ("ride", 3, "cosine")
+    assert (config.routing.z, config.routing.hidden, config.routing.shared) == (5, 4, True)
+    data = load("digits-lt")
+    with torch.no_grad():
+        predicted = network(data.augmentation.normalize(data.test_images)).logits.argmax(1)
+    right = 100 * (predicted == data.test_labels).double().mean()
+    assert found.accuracy["overall"] == pytest.approx(float(right), abs=0.21)  # one image
+    assert len(found.report["experts"]["alone"]) == 3
+    assert found.report["routing"]["macs"] > 0
+
+
+def test_the_command_evaluates_a_published_checkpoint(published, capsys):
+    sets = [word for k, v in SMALL.items() if k != "dataset" for word in ("--set", f"{k}={v}")]
+    assert cli.main(["official", str(published[0]), "--dataset", "digits-lt", *sets]) == 0
+    out = capsys.readouterr().out
+    assert "expert 3 alone" in out
+    assert "experts asked" in out
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
+    file = tmp_path / "x.pth"
+    torch.save({"epoch": 3}, file)
+    assert cli.main(["official", str(file)]) == cli.WRONG_USAGE
+    assert "holds no weights" in capsys.readouterr().err

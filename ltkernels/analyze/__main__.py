@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ltkernels.data import DATASETS
 from ltkernels.data.subsets import format_longtailness
 from ltkernels.methods import METHODS
-from ltkernels.train.config import ConfigError
+from ltkernels.train.config import ConfigError, parse_assignment
 from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot
 
 from .bias_variance import (
@@ -24,6 +24,7 @@ from .curves import plot_curves
 from .features import analyze_features, plot_features
 from .landscape import analyze_landscape, plot_landscapes, write_landscapes
 from .longtailness import analyze_longtailness
+from .official import evaluate_official
 from .tau_norm import analyze_tau_norm
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -94,6 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="FILE.png", help="the plot")
     add("--images", type=int, default=2000, metavar="N", help="test images (default: 2000)")
     add("--embedding", default="auto", choices=("auto", "tsne", "pca"), help="default: auto")
+
+    add = names.add_parser(
+        "official",
+        help="accuracy of a published checkpoint of RIDE's released code, by group",
+        description="Reads experts, heads and routers off the file's weights and evaluates them. "
+        "No code that the file names is run.",
+    ).add_argument
+    add("checkpoint", type=Path, metavar="FILE", help="as published, e.g. model_best.pth")
+    add("--dataset", default="cifar100-lt", metavar="NAME", help="data set (default: cifar100-lt)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as for ltkernels.train")
     return parser
 
 
@@ -128,15 +139,34 @@ def _features(arguments: argparse.Namespace) -> None:
     print(f"{found.title}\n{plot_features(arguments.out, found)}")
 
 
-def _tau_norm(arguments: argparse.Namespace) -> None:
-    found = analyze_tau_norm(arguments.run)
-    groups = list(found.trained)
-    print(f"{found.method}, accuracy in percent\n")
-    rows = {"as trained": found.trained} | {f"tau {t:g}": row for t, row in found.by_tau.items()}
-    print(" " * 10 + "".join(group.rjust(9) for group in groups))
+def _official(arguments: argparse.Namespace) -> None:
+    settings = dict(parse_assignment(text) for text in arguments.set)
+    found = evaluate_official(arguments.checkpoint, {"dataset": arguments.dataset, **settings})
+    rows = {found.config.method: found.accuracy}
+    experts = found.report.get("experts", {"alone": [], "first": []})
+    rows |= {f"expert {i} alone": row for i, row in enumerate(experts["alone"], 1)}
+    rows |= {f"first {i}": row for i, row in enumerate(experts["first"], 1)}
+    print(f"accuracy in percent; ECE {100 * found.ece:.1f} %\n\n{_by_group(rows)}")
+    routing = found.report.get("routing")
+    if routing:
+        cost = routing["macs"] / routing["macs_of_all"]
+        print(f"\nexperts asked: {routing['experts']:.2f}; {100 * cost:.0f} % of all experts' MACs")
+
+
+def _by_group(rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    groups = list(next(iter(rows.values())))
+    width = max(map(len, rows)) + 1
+    lines = [" " * width + "".join(group.rjust(9) for group in groups)]
     for name, row in rows.items():
         values = ["-" if row[group] is None else f"{row[group]:.1f}" for group in groups]
-        print(name.ljust(10) + "".join(value.rjust(9) for value in values))
+        lines.append(name.ljust(width) + "".join(value.rjust(9) for value in values))
+    return "\n".join(lines)
+
+
+def _tau_norm(arguments: argparse.Namespace) -> None:
+    found = analyze_tau_norm(arguments.run)
+    rows = {"as trained": found.trained} | {f"tau {t:g}": row for t, row in found.by_tau.items()}
+    print(f"{found.method}, accuracy in percent\n\n{_by_group(rows)}")
 
 
 def _longtailness(arguments: argparse.Namespace) -> None:
@@ -179,6 +209,7 @@ _ANALYSES = {
     "features": _features,
     "landscape": _landscape,
     "longtailness": _longtailness,
+    "official": _official,
     "tau-norm": _tau_norm,
 }
 

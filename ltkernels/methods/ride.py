@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ltkernels import functional as F
+from ltkernels._checks import Experts
 from ltkernels.data.sampling import balanced_epoch_indices
 from ltkernels.losses import BalancedSoftmaxLoss, RIDEDistillLoss, RIDELoss
 from ltkernels.nn import MultiExpert, RoutedExperts
@@ -238,12 +239,14 @@ class _IndividualRIDELoss(RIDELoss):
 
     def _classification(
         self,
-        experts: tuple[Tensor, ...],
+        experts: Experts,
         target: Tensor,
         temperature: float | Tensor,
         diversity_factor: float,
     ) -> Tensor:
-        classifiers = (mean_logits(experts),) * len(experts) if self.collaborative else experts
+        classifiers = tuple(experts)
+        if self.collaborative:
+            classifiers = (mean_logits(classifiers),) * len(classifiers)
         individual = self.individual or partial(F.adjusted_cross_entropy, reduction=self.reduction)
         loss = over_experts([individual(z, target) for z in classifiers], self.expert_reduction)
         if diversity_factor == 0:

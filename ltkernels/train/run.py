@@ -51,6 +51,7 @@ __all__ = [
     "load_result",
     "load_training_set",
     "train",
+    "untrained_method",
 ]
 
 # What a run that has trained leaves; a configuration alone is one that failed before it began.
@@ -103,11 +104,16 @@ def load_method(run: Path, dataset: LongTailedDataset, device: torch.device) -> 
         raise ConfigError(
             f"{run} was trained on {trained_on} classes, {dataset.name} has {classes}"
         )
-    method = METHODS[config.method](_context(config, dataset, device, {}))
+    method = untrained_method(config, dataset, device)
     method.model.load_state_dict(state)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     method.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     return method.requires_grad_(False).eval()
+
+
+def untrained_method(config: Config, dataset: LongTailedDataset, device: torch.device) -> Method:
+    """The method of a configuration as it is before training, without its teachers."""
+    return METHODS[config.method](_context(config, dataset, device, {}))
 
 
 def train(

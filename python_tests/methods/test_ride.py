@@ -67,6 +67,29 @@ def test_pairwise_is_another_loss():
     assert loss_of(build("ride"))[0] != loss_of(build("ride", **{"ride.pairwise": True}))[0]
 
 
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"ride.collaborative": True},
+        {"ride.diversity": -0.2},
+        {"ride.temperature": 2.0},
+        {"ride.gamma": 0.5},
+        {"ride.distill_factor": 2.0},
+        {"ride.distill_temperature": 3.0},
+        {"loss.max_margin": 0.2},
+        {"loss.beta": 0.9},
+        {"loss.deferred": 1.0},
+    ],
+    ids=lambda switch: next(iter(switch)),
+)
+def test_every_key_of_the_loss_is_read(switch):
+    keys = {"loss.deferred": 0.0, "ride.distill": True}
+    loss, experts, _ = loss_of(build("ride", **keys))
+    other, same, _ = loss_of(build("ride", **{**keys, **switch}))
+    assert all(torch.equal(a, b) for a, b in zip(experts, same, strict=True))
+    assert abs(other - loss) > 1e-4 * abs(loss)
+
+
 def test_paper_takes_the_mean_over_experts():
     official = build("ride", **{"ride.diversity": 0.0})
     paper = build("ride", **{"ride.diversity": 0.0, "ride.preset": "paper"})
