@@ -82,6 +82,14 @@ class JointCalibration(LearnedFusion):
     ) -> Tensor:
         """Log-probabilities ``[N, C]``; see the class."""
         experts = self.check(expert_logits, classes)
+        if torch.is_grad_enabled():
+            return self._log_posterior(experts)
+        out = experts.new(experts.subsets.num_classes)
+        for rows, part in experts.chunks():
+            out[rows] = self._log_posterior(part)
+        return out
+
+    def _log_posterior(self, experts: Experts) -> Tensor:
         own, log_mass = [], []
         for e, z in enumerate(experts.logits):
             index = self._of_logit[e].to(z.device)

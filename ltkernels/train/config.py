@@ -530,7 +530,10 @@ def _check(key: str, value: Any, annotation: Any) -> Any:
 
 
 def _unknown_key(key: str) -> ConfigError:
-    near = difflib.get_close_matches(key, CONFIG_KEYS, n=3, cutoff=0.6)
+    # A key of no table is meant by one without a dot, if there is such a key.
+    alike = [k for k in CONFIG_KEYS if ("." in k) == ("." in key)]
+    near = difflib.get_close_matches(key, alike, n=3, cutoff=0.6)
+    near = near or difflib.get_close_matches(key, CONFIG_KEYS, n=3, cutoff=0.6)
     # A key given without its table ("momentum") is found by its last part.
     leaf = key.rsplit(".", 1)[-1]
     near += [k for k in CONFIG_KEYS if k.rsplit(".", 1)[-1] == leaf and k not in near]

@@ -84,11 +84,11 @@ def _confidence(fusion: Mapping[str, Any]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         bins = len(expert["confidence"]["own"])
         places = [(i + 0.5) / bins for i in range(bins)]
-        for kind, colour in (("own", "#31688e"), ("others", "#e07b39")):
+        for kind, word, colour in (("own", "own", "#31688e"), ("others", "other", "#e07b39")):
             shares = [100 * share for share in expert["confidence"][kind]]
-            axes.bar(places, shares, 1 / bins, color=colour, alpha=0.6, label=f"{kind} classes")
+            axes.bar(places, shares, 1 / bins, color=colour, alpha=0.6, label=f"{word} classes")
         axes.set(xlabel="confidence", xlim=(0, 1))
         axes.set_title(f"{expert['name']}, {expert['classes']} classes", fontsize=9)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper center")
     figure.axes[0].set_ylabel("images, %")
     return figure

@@ -15,6 +15,8 @@ from ltkernels.fusion import (
     Stacking,
     balanced_weight,
     expand_posterior,
+    kl_min,
+    soft_vote,
 )
 from ltkernels.fusion._experts import check_experts
 from ltkernels.fusion.calibration import _columns_of_target, _nll
@@ -224,6 +226,19 @@ def test_models_of_all_classes_and_classes_nobody_knows():
     )
     assert wide(logits)[:, 4].isneginf().all()
     assert all(p.isfinite().all() for p in again.parameters())
+
+
+def test_many_samples_are_taken_in_chunks():
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(3000, 101, generator=generator) for _ in range(2)]
+    classes = [range(100), range(100, 200)]
+    fusion = randomised(JointCalibration(classes)).float()
+    with torch.no_grad():
+        chunked = fusion(logits)
+    torch.testing.assert_close(chunked, fusion(logits).detach(), rtol=0, atol=0)
+    whole = [function(logits, classes) for function in (kl_min, soft_vote)]
+    for function, q in zip((kl_min, soft_vote), whole, strict=True):
+        torch.testing.assert_close(q[1500:1502], function([z[1500:1502] for z in logits], classes))
 
 
 def test_it_is_saved_and_loaded():
