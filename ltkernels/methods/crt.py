@@ -43,7 +43,9 @@ class CRT(Method):
         nn.Module.__init__(self)
         self.context = context
         experts = context.config.start_experts
-        self.model = context.build_model(experts=experts or None)
+        self.model = context.build_model(
+            experts=experts or None, shared_stem=context.config.model.shared_stem
+        )
         if "start" in context.teachers:
             source = context.teachers["start"].model
             trained = source.network if isinstance(source, RoutedExperts) else source
@@ -55,15 +57,18 @@ class CRT(Method):
     def complete(cls, config: Config) -> Config:
         """The network's keys are those of the run to start from."""
         from ltkernels.methods import METHODS, RIDE
+        from ltkernels.methods.collaborative import Collaborative
         from ltkernels.train import ConfigError, load_config
 
         if not config.start:
             raise ConfigError("`start`: expected the folder of a trained run, got ''")
         source = load_config(Path(config.start))
-        experts = source.start_experts
+        model, experts = source.model, source.start_experts
         if issubclass(METHODS[source.method], RIDE):
+            model, experts = replace(model, shared_stem=True), source.experts
+        elif issubclass(METHODS[source.method], Collaborative):
             experts = source.experts
-        return replace(config, model=source.model, start_experts=experts)
+        return replace(config, model=model, start_experts=experts)
 
     @classmethod
     def prerequisites(cls, config: Config) -> dict[str, Config]:
@@ -102,4 +107,4 @@ class CRT(Method):
 
 def _is_head(name: str) -> bool:
     """Whether a parameter belongs to a classifier."""
-    return name.startswith(("linear.", "linears.", "fc."))
+    return not {"linear", "linears", "fc"}.isdisjoint(name.split("."))

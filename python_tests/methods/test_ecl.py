@@ -210,6 +210,12 @@ def test_one_expert_teaches_nobody(tmp_path):
     assert result["single"]["accuracy"] == result["accuracy"]
 
 
+def test_bf16_autocast_trains(tmp_path):
+    result = run("ecl", tmp_path / "run", epochs=1, amp="bf16")
+    assert all(value == value and value < 100 for value in losses(tmp_path / "run"))
+    assert len(result["experts"]["alone"]) == 3
+
+
 def test_flip_test_is_stated_and_counted(tmp_path):
     plain = run("ecl", tmp_path / "plain", epochs=1, **{"ecl.beta": 0.0})
     flipped = run("ecl", tmp_path / "flipped", epochs=1, flip_test=True, **{"ecl.beta": 0.0})
