@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ltkernels.data import LongTailedDataset
-    from ltkernels.train.config import Config, LfmeConfig
+    from ltkernels.train.config import Config
+    from ltkernels.train.tables import LfmeConfig
 
 __all__ = ["LFME", "PRESETS", "Preset"]
 

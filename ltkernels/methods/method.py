@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import torch
 
     from ltkernels.data import LongTailedDataset
-    from ltkernels.train.config import Config, ScheduleConfig
+    from ltkernels.train.config import Config
+    from ltkernels.train.tables import ScheduleConfig
 
 __all__ = ["Batch", "Context", "Method", "Stage", "TestSet"]
 

@@ -19,7 +19,8 @@ from .method import Batch, Context, Method, Stage, TestSet
 
 if TYPE_CHECKING:
     from ltkernels.data import LongTailedDataset
-    from ltkernels.train.config import Config, SubsetsConfig
+    from ltkernels.train.config import Config
+    from ltkernels.train.tables import SubsetsConfig
 
 __all__ = ["SubsetExpert", "subsets_of"]
 

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ltkernels.train.config import ScheduleConfig
+    from ltkernels.train.tables import ScheduleConfig
 
 __all__ = ["lr_factor"]
 

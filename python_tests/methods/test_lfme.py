@@ -17,9 +17,9 @@ from ltkernels.methods.lfme import LFME, PRESETS, Preset
 from ltkernels.methods.subset_expert import SubsetExpert
 from ltkernels.schedules import expert_weight, instance_weight
 from ltkernels.train import ConfigError, Interrupted, cli, load_method, resolve, train
-from ltkernels.train.config import LfmeConfig
 from ltkernels.train.progress import SilentProgress
 from ltkernels.train.report import format_results
+from ltkernels.train.tables import LfmeConfig
 from tiny_data import TINY, process_environment
 from tiny_methods import COUNTS, DATA, batch_of, build
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from golden_vectors import ROOT
-from ltkernels.train.config import ScheduleConfig, resolve
+from ltkernels.train.config import resolve
 from ltkernels.train.schedule import lr_factor
+from ltkernels.train.tables import ScheduleConfig
 
 
 @pytest.mark.parametrize("dataset", ["cifar10-lt", "cifar100-lt"])
