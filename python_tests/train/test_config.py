@@ -93,7 +93,7 @@ def test_assignments_take_the_type_of_their_key(text, key, value):
     ("text", "message"),
     [
         ("epoch=3", "unknown key `epoch`; did you mean `epochs`"),
-        ("momentum=0.9", "`optimizer.momentum`?"),
+        ("momentum=0.9", "did you mean `contrast.momentum` or `optimizer.momentum`"),
         ("epochs=3.5", "`epochs`: expected an integer, got '3.5'"),
         ("epochs", "expects key=value"),
         ("amp=int8", "expected one of auto, off, bf16, fp16, got 'int8'"),
