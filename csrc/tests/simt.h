@@ -58,7 +58,11 @@ void AnnotateIgnoreWritesEnd(const char* file, int line);
 #define __global__
 #define __device__
 #define __host__
+#ifdef __SANITIZE_ADDRESS__
+#define __forceinline__ inline  // inlined, the instrumented kernels take minutes to compile
+#else
 #define __forceinline__ inline __attribute__((always_inline))
+#endif
 #define __launch_bounds__(...)
 #define __grid_constant__
 
