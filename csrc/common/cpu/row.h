@@ -132,16 +132,26 @@ inline Staged<Acc> stage(const Storage* source, int64_t n, const Transform<Acc>&
   }
   Vec<Acc> top = broadcast(-kInf<Acc>);
   const Vec<Acc> factor = broadcast(f.shift_factor);
-  const auto vector = [&](int64_t i, const auto& read) {
-    Vec<Acc> x = read(source + i, -kInf<Acc>);
-    if (f.scale != nullptr) x *= read(f.scale + i, Acc(1));
-    if (f.shift != nullptr) x += read(f.shift + i, Acc(0)) * factor;
-    store(buffer + i, x);
-    top = max(x, top);
+  // Each case without a branch: where the compiler fuses a product with a sum, and so how the
+  // result is rounded, must not depend on the code around it.
+  const auto all = [&](auto scaled, auto shifted) {
+    const auto vector = [&](int64_t i, const auto& read) {
+      Vec<Acc> x = read(source + i, -kInf<Acc>);
+      if constexpr (decltype(scaled)::value) x *= read(f.scale + i, Acc(1));
+      if constexpr (decltype(shifted)::value) x += read(f.shift + i, Acc(0)) * factor;
+      store(buffer + i, x);
+      top = max(x, top);
+    };
+    for (int64_t i = 0; i < whole; i += L) vector(i, [](const auto* p, Acc) { return load(p); });
+    if (whole < n)
+      vector(whole, [&](const auto* p, Acc fill) { return load_tail(p, n - whole, fill); });
   };
-  for (int64_t i = 0; i < whole; i += L) vector(i, [](const auto* p, Acc) { return load(p); });
-  if (whole < n)
-    vector(whole, [&](const auto* p, Acc fill) { return load_tail(p, n - whole, fill); });
+  if (f.shift == nullptr)
+    all(Bool<true>{}, Bool<false>{});
+  else if (f.scale == nullptr)
+    all(Bool<false>{}, Bool<true>{});
+  else
+    all(Bool<true>{}, Bool<true>{});
   return {buffer, horizontal_max<Acc>(top)};
 }
 

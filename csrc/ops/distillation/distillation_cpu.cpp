@@ -231,7 +231,7 @@ struct Row {
                                 unit * factor, kl, max_s.max, max_t.max, sums.student, sums.teacher,
                                 out);
       };
-      if (p.grad_scale != nullptr) {
+      if (kNarrowRange<Storage> && p.grad_scale != nullptr) {
         Acc magnitude = 0;
         if (p.student_grad != nullptr) {  // |p - q| <= 1
           const Acc steepest = by_column ? tables.largest_inverse_temperature : inverse;
@@ -320,7 +320,7 @@ struct Row {
                        const Transform<Acc>& of_student, const Transform<Acc>& of_teacher,
                        Acc log2_scale, Acc inverse, Acc factor, Acc kl, Acc max_s, Acc max_t,
                        Acc zs, Acc zt, Storage* out) const {
-    Acc largest = 0;
+    V largest{};
     const bool infinite = kl == kInf<Acc>;
     const Acc log_ratio = std::log(zs) - std::log(zt) - kl;
     for (int64_t at = 0; at < p.columns; at += kChunk) {
@@ -337,20 +337,23 @@ struct Row {
         store(scratch.out + i, e == V{} ? nothing : outer * e * log_odds);
       }
       const Acc* column_scale = tables.inverse_temperature;
-      const auto gradient = [&](int64_t i) {
-        const Acc g = scratch.out[i] * (column_scale ? column_scale[at + i] : Acc(1));
-        return infinite ? Acc(0) : g;
-      };
-      if (out != nullptr) {
-        for (int64_t i = 0; i < count; i++) from_float(gradient(i), out + at + i);
-      } else {
-        for (int64_t i = 0; i < count; i++) {
-          const Acc size = std::abs(gradient(i));
-          if (size > largest) largest = size;
+      if (kNarrowRange<Storage> && out == nullptr) {
+        for (int64_t i = 0; i < count; i += L) {
+          V g = load(scratch.out + i);
+          if (column_scale != nullptr) {
+            const Acc* c = column_scale + at + i;
+            g *= i + L <= count ? load(c) : load_tail(c, count - i, Acc(0));
+          }
+          largest = max(max(g, -g), largest);
         }
+        continue;
+      }
+      for (int64_t i = 0; i < count; i++) {
+        const Acc g = scratch.out[i] * (column_scale ? column_scale[at + i] : Acc(1));
+        from_float(infinite ? Acc(0) : g, out + at + i);
       }
     }
-    return largest;
+    return infinite ? Acc(0) : horizontal_max<Acc>(largest);
   }
 };
 

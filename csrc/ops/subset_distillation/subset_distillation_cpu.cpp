@@ -193,7 +193,7 @@ struct Row {
                                     out);
           };
           by.unit = p.reduction_factor * factor;
-          if (p.grad_scale != nullptr) {
+          if (kNarrowRange<Storage> && p.grad_scale != nullptr) {
             // Measured: it is at most KL + 1, but of a teacher that is almost certain far below.
             // half_scale's margin takes 8 of it. Not so small that a factor divided by the scale
             // overflows.
@@ -320,7 +320,7 @@ struct Row {
   // pieces are staged a second time.
   Acc teacher_gradient(int64_t n, int l, const Coefficients& by, Acc kl, Acc max_s, Acc max_t,
                        Acc zs, Acc zt, Storage* out) const {
-    Acc largest = 0;
+    V largest{};
     const bool infinite = kl == kInf<Acc>;
     const V scale = broadcast(by.log2_scale), inverse = broadcast(by.inverse);
     const V ms = broadcast(max_s), mt = broadcast(max_t);
@@ -333,28 +333,31 @@ struct Row {
       const Acc* t =
           stage(teacher_row(n, l) + piece.at, piece.count, transform(l, piece.at), scratch.teacher)
               .x;
-      Acc* kept = scratch.teacher;  // in the place of what it is made of
+      Acc* gradient = scratch.teacher;  // in the place of what it is made of
       for (int64_t i = 0; i < piece.count; i += L) {
         const V x = load(t + i), e = exp2((x - mt) * scale);
         const V log_odds = ((x - mt) - (load(s + i) - ms)) * inverse + shift;
-        store(kept + i, e == V{} ? nothing : outer * e * log_odds);
+        store(gradient + i, e == V{} ? nothing : outer * e * log_odds);
       }
       const Acc* column_scale =
           plan.inverse_temperature ? plan.inverse_temperature + piece.before : nullptr;
-      const auto gradient = [&](int64_t i) {
-        const Acc g = kept[i] * (column_scale ? column_scale[i] : Acc(1));
-        return infinite ? Acc(0) : g;
-      };
-      if (out != nullptr) {
-        for (int64_t i = 0; i < piece.count; i++) from_float(gradient(i), out + piece.at + i);
-      } else {
-        for (int64_t i = 0; i < piece.count; i++) {
-          const Acc size = std::abs(gradient(i));
-          if (size > largest) largest = size;
+      if (kNarrowRange<Storage> && out == nullptr) {
+        for (int64_t i = 0; i < piece.count; i += L) {
+          V g = load(gradient + i);
+          if (column_scale != nullptr) {
+            const Acc* c = column_scale + i;
+            g *= i + L <= piece.count ? load(c) : load_tail(c, piece.count - i, Acc(0));
+          }
+          largest = max(max(g, -g), largest);
         }
+        continue;
+      }
+      for (int64_t i = 0; i < piece.count; i++) {
+        const Acc g = gradient[i] * (column_scale ? column_scale[i] : Acc(1));
+        from_float(infinite ? Acc(0) : g, out + piece.at + i);
       }
     }
-    return largest;
+    return infinite ? Acc(0) : horizontal_max<Acc>(largest);
   }
 };
 
