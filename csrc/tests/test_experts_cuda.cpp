@@ -407,7 +407,7 @@ void some_features(int stride, int experts, int64_t rows, int64_t columns, Logit
 
 template <class Storage>
 void every_shape() {
-  const int stride = (std::is_same_v<Storage, float> ? 3 : 6) * (check::kReduced ? 3 : 1);
+  const int stride = (std::is_same_v<Storage, float> ? 2 : 4) * (check::kReduced ? 4 : 1);
   for (int64_t columns : {1, 3, 31, 64, 65, 100}) {
     for (int experts : {1, 2, 3, 4, 5, 16}) {
       some_features<Storage>(experts == 16 ? 2 * stride : stride, experts, 3, columns,
