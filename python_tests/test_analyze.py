@@ -199,7 +199,7 @@ def test_a_published_checkpoint_is_evaluated(published):
     assert (config.routing.z, config.routing.hidden, config.routing.shared) == (5, 4, True)
     data = load("digits-lt")
     with torch.no_grad():
-        predicted = network(data.augmentation.normalize(data.test_images)).logits.argmax(1)
+        predicted = network(data.transform.normalize(data.test_inputs)).logits.argmax(1)
     right = 100 * (predicted == data.test_labels).double().mean()
     assert found.accuracy["overall"] == pytest.approx(float(right), abs=0.21)  # one image
     assert len(found.report["experts"]["alone"]) == 3

@@ -29,14 +29,12 @@ def tiny_dataset(test_per_class: int = 10) -> LongTailedDataset:
     mean, std = channel_statistics(images)
     return LongTailedDataset(
         name="tiny",
-        train_images=images,
+        train_inputs=images,
         train_labels=train_labels,
-        test_images=draw(test_labels),
+        test_inputs=draw(test_labels),
         test_labels=test_labels,
         class_names=tuple("abcdef"),
-        mean=mean,
-        std=std,
-        augmentation=Augmentation(mean, std, shift=1),
+        transform=Augmentation(mean, std, shift=1),
         train_indices=torch.arange(len(train_labels)),
     )
 

@@ -38,5 +38,5 @@ def batch_of(method, n=48):
     indices = torch.arange(0, 5 * n, 5)
     generator = torch.Generator().manual_seed(0)
     return method.prepare(
-        DATA.train_images[indices], DATA.train_labels[indices], indices, generator
+        DATA.train_inputs[indices], DATA.train_labels[indices], indices, generator
     )

@@ -148,9 +148,7 @@ def analyze_bias_variance(runs: Sequence[Path], device: str = "auto") -> BiasVar
     for run, config in zip(runs, configs, strict=True):
         dataset = load_dataset(config)
         method = load_method(run, dataset, where)
-        logits = predict_logits(
-            method, dataset.test_images, dataset.augmentation, world, device=where
-        )
+        logits = predict_logits(method, dataset.test_inputs, dataset.transform, world, device=where)
         votes.append(logits.argmax(1))
     config = configs[0]
     predictions = torch.stack(votes)

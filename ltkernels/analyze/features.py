@@ -100,8 +100,8 @@ def analyze_features(
 
     rows = predict_logits(
         method,
-        dataset.test_images[drawn],
-        dataset.augmentation,
+        dataset.test_inputs[drawn],
+        dataset.transform,
         world,
         device=where,
         function=features,

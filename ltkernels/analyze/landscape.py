@@ -119,7 +119,7 @@ def analyze_landscape(
             for name, noise in direction.items():
                 weights[name].copy_(trained[name] + distance * noise)
             logits = predict_logits(
-                method, dataset.test_images, dataset.augmentation, world, device=where
+                method, dataset.test_inputs, dataset.transform, world, device=where
             )
             losses.append(float(cross_entropy(logits, dataset.test_labels)))
             right = logits.argmax(1) == dataset.test_labels

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ltkernels.data import LongTailedDataset
+from ltkernels.data import Augmentation, LongTailedDataset
 from ltkernels.methods import TestSet
 from ltkernels.nn import load_official_state
 from ltkernels.train.config import Config, ConfigError, Table, resolve
@@ -121,9 +121,9 @@ def evaluate_official(
     state = read_official(path)
     config = resolve(_shape_of(state), *overrides)
     dataset = dataset or load_dataset(config)
-    transform = dataset.augmentation
+    transform = dataset.transform
     if dataset.name.startswith("cifar"):
-        transform = type(transform)(_CIFAR_MEAN, _CIFAR_STD)
+        transform = Augmentation(_CIFAR_MEAN, _CIFAR_STD)
     world = World.from_environment()
     where = resolve_device(device, world)
     method = untrained_method(config, dataset, where)
@@ -132,13 +132,12 @@ def evaluate_official(
 
     def run(function: Any = None) -> torch.Tensor:
         return predict_logits(
-            method, dataset.test_images, transform, world, device=where, function=function
+            method, dataset.test_inputs, transform, world, device=where, function=function
         )
 
     labels, counts, rule = dataset.test_labels, dataset.class_counts, config.shot_rule
     found = score(run(), labels, counts, rule)
-    _, channels, height, width = dataset.test_images.shape
-    report = method.report(TestSet(labels, counts, rule, (channels, height, width), run))
+    report = method.report(TestSet(labels, counts, rule, dataset.input_shape, run))
     return Published(config, found.accuracy, found.ece, report)
 
 

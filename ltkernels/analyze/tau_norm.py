@@ -90,9 +90,7 @@ def analyze_tau_norm(run: Path, taus: Sequence[float] = TAUS, device: str = "aut
     trained = {name: value.clone() for name, value in method.model.state_dict().items()}
 
     def accuracy() -> dict[str, float | None]:
-        logits = predict_logits(
-            method, dataset.test_images, dataset.augmentation, world, device=where
-        )
+        logits = predict_logits(method, dataset.test_inputs, dataset.transform, world, device=where)
         return score(logits, dataset.test_labels, dataset.class_counts, config.shot_rule).accuracy
 
     before, by_tau = accuracy(), {}

@@ -2,7 +2,7 @@
 
 >>> data = load("glyph-lt")
 >>> batch = epoch_indices(len(data.train_labels), seed=0, epoch=0)[:128]
->>> images = data.augmentation(data.train_images[batch], derived_generator(0, "augment", 0, 0))
+>>> images = data.transform(data.train_inputs[batch], derived_generator(0, "augment", 0, 0))
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from .contrast_view import (
     grayscale,
     random_resized_crop,
 )
-from .dataset import LongTailedDataset, channel_statistics
+from .dataset import LongTailedDataset
 from .digits import load_digits
 from .fashion_mnist import load_fashion_mnist
 from .glyph_lt import load_glyph_lt
+from .inputs import Inputs, StoredInputs, load_batches
 from .longtail import draw_long_tailed, fitting_n_max, long_tailed_counts
 from .sampling import (
     balanced_epoch_indices,
@@ -32,7 +33,16 @@ from .sampling import (
 )
 from .sources import Source
 from .subsets import class_subsets, longtailness
-from .transforms import Augmentation, cutout, flip, mixup, normalize, shift
+from .transforms import (
+    Augmentation,
+    Transform,
+    channel_statistics,
+    cutout,
+    flip,
+    mixup,
+    normalize,
+    shift,
+)
 from .views import VIEWS, View, make_view
 
 __all__ = [
@@ -41,8 +51,11 @@ __all__ = [
     "VIEWS",
     "Augmentation",
     "ContrastView",
+    "Inputs",
     "LongTailedDataset",
     "PolicyView",
+    "StoredInputs",
+    "Transform",
     "View",
     "auto_augment",
     "balanced_epoch_indices",
@@ -58,6 +71,7 @@ __all__ = [
     "gaussian_blur",
     "grayscale",
     "load",
+    "load_batches",
     "long_tailed_counts",
     "longtailness",
     "make_view",
@@ -132,17 +146,15 @@ def load(
         n_max = fitting_n_max(available, ratio, kind, limit=source.n_max)
         counts = long_tailed_counts(n_max, num_classes, ratio, kind)
         indices = draw_long_tailed(source.pool_labels, counts, seed=seed, draw=draw)
-    images = source.pool_images[indices]
+    images = source.pool_inputs[indices]
     mean, std = channel_statistics(images)
     return LongTailedDataset(
         name=name,
-        train_images=images,
+        train_inputs=images,
         train_labels=source.pool_labels[indices],
-        test_images=source.test_images,
+        test_inputs=source.test_inputs,
         test_labels=source.test_labels,
         class_names=source.class_names,
-        mean=mean,
-        std=std,
-        augmentation=Augmentation(mean, std, **source.augmentation),
+        transform=Augmentation(mean, std, **source.augmentation),
         train_indices=indices,
     )

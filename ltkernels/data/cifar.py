@@ -218,9 +218,9 @@ def _load(layout: _Layout, root: str | os.PathLike[str] | None) -> Source:
     parts = [_read_batch(read, name, layout.label_key, len(names)) for name in layout.train_files]
     test_images, test_labels = _read_batch(read, layout.test_file, layout.label_key, len(names))
     return Source(
-        pool_images=torch.cat([images for images, _ in parts]),
+        pool_inputs=torch.cat([images for images, _ in parts]),
         pool_labels=torch.cat([labels for _, labels in parts]),
-        test_images=test_images,
+        test_inputs=test_images,
         test_labels=test_labels,
         class_names=tuple(n.decode() if isinstance(n, bytes) else n for n in names),
         imbalance=100,

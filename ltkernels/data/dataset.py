@@ -1,4 +1,4 @@
-"""The data set every trainer sees: in memory, long-tailed to train, balanced to test."""
+"""The data set every trainer sees: long-tailed to train, balanced to test."""
 
 from __future__ import annotations
 
@@ -10,58 +10,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .transforms import Augmentation
+from .inputs import Inputs
+from .transforms import Transform
 
-__all__ = ["LongTailedDataset", "channel_statistics"]
-
-
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of images / 255 per channel.
-
-    Args:
-        images: uint8 ``[N, channels, H, W]``, not empty.
-
-    Returns:
-        ``(mean, std)``, one float a channel each.
-    """
-    mean, std = [], []
-    for channel in images.unbind(1):
-        # A histogram is exact and needs no floating-point copy of the images.
-        histogram = torch.bincount(channel.flatten(), minlength=256).double()
-        value = torch.arange(256, dtype=torch.float64) / 255
-        weight = histogram / histogram.sum()
-        centre = (weight * value).sum()
-        mean.append(float(centre))
-        std.append(float((weight * (value - centre) ** 2).sum().sqrt()))
-    return tuple(mean), tuple(std)
+__all__ = ["LongTailedDataset"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LongTailedDataset:
-    """A long-tailed training set with a balanced test set, all images in memory.
+    """A long-tailed training set with a balanced test set.
 
     Args:
         name: name of the set, for example ``"glyph-lt"``.
-        train_images: uint8 ``[N, channels, H, W]``.
+        train_inputs: of images uint8 ``[N, channels, H, W]``.
         train_labels: int64 ``[N]``.
-        test_images: uint8 ``[M, channels, H, W]``.
+        test_inputs: likewise, M of them.
         test_labels: int64 ``[M]``.
         class_names: C names; class i is ``class_names[i]``.
-        mean: per channel, of train_images / 255.
-        std: per channel, of train_images / 255.
-        augmentation: what a training batch of this set goes through.
-        train_indices: int64 ``[N]``, index of each training image in the full source set.
+        transform: what a batch of them goes through before the network.
+        train_indices: int64 ``[N]``, index of each training input in the full source set.
     """
 
     name: str
-    train_images: Tensor
+    train_inputs: Inputs
     train_labels: Tensor
-    test_images: Tensor
+    test_inputs: Inputs
     test_labels: Tensor
     class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augmentation: Augmentation
+    transform: Transform
     train_indices: Tensor
 
     @property
@@ -70,10 +46,9 @@ class LongTailedDataset:
         return len(self.class_names)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """``(channels, H, W)`` of one image."""
-        _, channels, height, width = self.train_images.shape
-        return channels, height, width
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input: ``(channels, H, W)`` of an image."""
+        return tuple(self.train_inputs.shape[1:])
 
     @property
     def class_counts(self) -> Tensor:
@@ -96,12 +71,12 @@ class LongTailedDataset:
         fraction: float | None = None,
         at_least: int = 0,
         seed: int = 0,
-    ) -> tuple[LongTailedDataset, Tensor, Tensor]:
-        """Take validation images out of the training set, before anything is counted.
+    ) -> tuple[LongTailedDataset, Inputs, Tensor]:
+        """Take validation inputs out of the training set, before anything is counted.
 
         Every class gives ``per_class`` images or ``int(fraction * n_c)`` of its n_c (and not fewer
-        than `at_least`), chosen at random by `seed`, but never its last one. Class counts, mean,
-        std and split hash of the returned set are those of the images that are left.
+        than `at_least`), chosen at random by `seed`, but never its last one. Class counts,
+        transform and split hash of the returned set are those of the images that are left.
 
         Args:
             per_class: images to take of each class, >= 1.
@@ -110,8 +85,8 @@ class LongTailedDataset:
             seed: seed of the choice.
 
         Returns:
-            ``(dataset, images, labels)``: the smaller data set, the validation images uint8
-            ``[V, channels, H, W]`` and their labels int64 ``[V]``.
+            ``(dataset, inputs, labels)``: the smaller data set, the V validation inputs and their
+            labels int64 ``[V]``.
 
         Raises:
             ValueError: not exactly one of `per_class` and `fraction` is given, one is out of range,
@@ -144,23 +119,20 @@ class LongTailedDataset:
                 f"`holdout`: expected to take at least one image, got none with "
                 f"per_class={per_class}, fraction={fraction}"
             )
-        images = self.train_images[~held]
-        mean, std = channel_statistics(images)
+        left = self.train_inputs[~held]
         smaller = dataclasses.replace(
             self,
-            train_images=images,
+            train_inputs=left,
             train_labels=self.train_labels[~held],
             train_indices=self.train_indices[~held],
-            mean=mean,
-            std=std,
-            augmentation=dataclasses.replace(self.augmentation, mean=mean, std=std),
+            transform=self.transform.fitted(left),
         )
-        return smaller, self.train_images[held], self.train_labels[held]
+        return smaller, self.train_inputs[held], self.train_labels[held]
 
     def __repr__(self) -> str:
         counts = self.class_counts
         return (
             f"LongTailedDataset({self.name}: {self.num_classes} classes, {len(self.train_labels)} "
-            f"training images {int(counts.max())} ... {int(counts.min())}, {len(self.test_labels)} "
-            f"test images, split {self.split_hash})"
+            f"training inputs {int(counts.max())} ... {int(counts.min())}, {len(self.test_labels)} "
+            f"test inputs, split {self.split_hash})"
         )

@@ -58,9 +58,9 @@ def load_digits(root: str | os.PathLike[str] | None = None) -> Source:
         stream.shuffle(members)
         is_test[torch.from_numpy(members[:TEST_PER_CLASS])] = True
     return Source(
-        pool_images=images[~is_test],
+        pool_inputs=images[~is_test],
         pool_labels=labels[~is_test],
-        test_images=images[is_test],
+        test_inputs=images[is_test],
         test_labels=labels[is_test],
         class_names=tuple("0123456789"),
         imbalance=20,

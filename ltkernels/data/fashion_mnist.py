@@ -98,12 +98,12 @@ def load_fashion_mnist(root: str | os.PathLike[str] | None = None) -> Source:
     if root is None:
         candidates.append(SYSTEM_FOLDER)
     folder = find_folder(candidates, FILE_NAMES, "fashion-mnist-lt")
-    pool_images, pool_labels = _read_part(folder, "train")
+    pool_inputs, pool_labels = _read_part(folder, "train")
     test_images, test_labels = _read_part(folder, "t10k")
     return Source(
-        pool_images=pool_images,
+        pool_inputs=pool_inputs,
         pool_labels=pool_labels,
-        test_images=test_images,
+        test_inputs=test_images,
         test_labels=test_labels,
         class_names=CLASS_NAMES,
         imbalance=100,

@@ -47,9 +47,9 @@ def load_glyph_lt(root: str | os.PathLike[str] | None = None) -> Source:
         default_indices = torch.from_numpy(arrays["train_index"].astype(np.int64))
         counts = torch.bincount(pool_labels[default_indices])
         return Source(
-            pool_images=torch.from_numpy(arrays["train_images"])[:, None],
+            pool_inputs=torch.from_numpy(arrays["train_images"])[:, None],
             pool_labels=pool_labels,
-            test_images=torch.from_numpy(arrays["test_images"])[:, None],
+            test_inputs=torch.from_numpy(arrays["test_images"])[:, None],
             test_labels=torch.from_numpy(arrays["test_labels"].astype(np.int64)),
             class_names=tuple(str(name) for name in arrays["class_names"]),
             imbalance=100,

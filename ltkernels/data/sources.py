@@ -20,9 +20,9 @@ class Source:
     """A full source set: a pool to draw the training set from, and a balanced test set.
 
     Args:
-        pool_images: uint8 ``[P, channels, H, W]``.
+        pool_inputs: uint8 ``[P, channels, H, W]``.
         pool_labels: int64 ``[P]``.
-        test_images: uint8 ``[M, channels, H, W]``.
+        test_inputs: uint8 ``[M, channels, H, W]``.
         test_labels: int64 ``[M]``.
         class_names: C names.
         imbalance: ratio of the default draw.
@@ -31,9 +31,9 @@ class Source:
         default_indices: the fixed default draw, where the set ships one.
     """
 
-    pool_images: Tensor
+    pool_inputs: Tensor
     pool_labels: Tensor
-    test_images: Tensor
+    test_inputs: Tensor
     test_labels: Tensor
     class_names: tuple[str, ...]
     imbalance: float

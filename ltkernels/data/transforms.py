@@ -7,14 +7,27 @@ the images' device, so a CPU generator gives the same transforms wherever the im
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Augmentation", "cutout", "flip", "mixup", "normalize", "shift"]
+from .inputs import Inputs
+
+__all__ = [
+    "Augmentation",
+    "Transform",
+    "channel_statistics",
+    "cutout",
+    "flip",
+    "mixup",
+    "normalize",
+    "shift",
+]
 
 
 def _check_batch(function: str, images: Tensor) -> None:
@@ -189,6 +202,40 @@ def mixup(
     return mixed, labels, labels[permutation], lam
 
 
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of images / 255 per channel.
+
+    Args:
+        images: uint8 ``[N, channels, H, W]``, not empty.
+
+    Returns:
+        ``(mean, std)``, one float a channel each.
+    """
+    mean, std = [], []
+    for channel in images.unbind(1):
+        # A histogram is exact and needs no floating-point copy of the images.
+        histogram = torch.bincount(channel.flatten(), minlength=256).double()
+        value = torch.arange(256, dtype=torch.float64) / 255
+        weight = histogram / histogram.sum()
+        centre = (weight * value).sum()
+        mean.append(float(centre))
+        std.append(float((weight * (value - centre) ** 2).sum().sqrt()))
+    return tuple(mean), tuple(std)
+
+
+class Transform(Protocol):
+    """What a batch of a data set's inputs goes through before the network sees it."""
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator, /) -> Tensor:
+        """A training batch, augmented; the same generator state gives the same batch."""
+
+    def normalize(self, inputs: Tensor, /) -> Tensor:
+        """A batch as it is evaluated, without randomness."""
+
+    def fitted(self, inputs: Inputs, /) -> Transform:
+        """The same transform with what it takes from the training inputs taken from these."""
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What a training batch goes through: shift, flip, normalisation, cutout, in this order.
@@ -239,3 +286,13 @@ class Augmentation:
     def normalize(self, images: Tensor) -> Tensor:
         """Only the normalisation, for evaluation: uint8 ``[N, channels, H, W]`` to float32."""
         return normalize(images, self.mean, self.std)
+
+    def fitted(self, inputs: Inputs) -> Augmentation:
+        """The same augmentation with mean and std of other images.
+
+        Images that are not in memory keep the ones they have.
+        """
+        if not isinstance(inputs, Tensor):
+            return self
+        mean, std = channel_statistics(inputs)
+        return dataclasses.replace(self, mean=mean, std=std)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ltkernels.data import LongTailedDataset
+from ltkernels.data import Inputs, LongTailedDataset
 from ltkernels.methods import CBE, SubsetExpert
 from ltkernels.methods.cbe import expert_names
 from ltkernels.train.distributed import World
@@ -44,12 +44,12 @@ def logits_of_run(
             return torch.cat(method.expert_logits(x), 1)
         return method.subset_logits(x) if isinstance(method, SubsetExpert) else method.predict(x)
 
-    def logits(images: Tensor) -> Tensor:
+    def logits(inputs: Inputs) -> Tensor:
         return predict_logits(
-            method, images, smaller.augmentation, world, device=where, function=predict
+            method, inputs, smaller.transform, world, device=where, function=predict
         )
 
-    test = logits(smaller.test_images)
+    test = logits(smaller.test_inputs)
     held = None if validation is None else logits(validation[0])
     if isinstance(method, CBE):
         classes = [own.cpu() for own in method.model.classes]

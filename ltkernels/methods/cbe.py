@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ltkernels import functional as F
+from ltkernels.data import load_batches
 from ltkernels.data.sampling import derived_generator
 from ltkernels.fusion import balanced_weight, make_fusion, reject_correction
 from ltkernels.losses import OutlierExposureLoss
@@ -147,7 +148,7 @@ class CBE(Method):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the expert that learns."""
-        logits: Tensor = self.model.networks[self._expert](batch.images)
+        logits: Tensor = self.model.networks[self._expert](batch.inputs)
         return logits
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -179,11 +180,12 @@ class CBE(Method):
     def validation_logits(self) -> tuple[list[Tensor], Tensor]:
         """The experts' logits of the images held out of training, and their labels, on the CPU."""
         assert self.context.validation is not None
-        images, labels = self.context.validation
+        inputs, labels = self.context.validation
         training = self.training
         self.eval()
-        normalize, device = self.context.dataset.augmentation.normalize, self.context.device
-        chunks = [self.expert_logits(normalize(x.to(device))) for x in torch.split(images, 512)]
+        normalize, device = self.context.dataset.transform.normalize, self.context.device
+        batches = load_batches(inputs, torch.split(torch.arange(len(inputs)), 512))
+        chunks = [self.expert_logits(normalize(x.to(device))) for x in batches]
         self.train(training)
         joined = [torch.cat(rows).cpu() for rows in zip(*chunks, strict=True)]
         return joined, labels.cpu()

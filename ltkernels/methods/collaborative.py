@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ltkernels.data.transforms import mixup
+from ltkernels.data.transforms import Augmentation, mixup
 from ltkernels.data.views import View, make_view
 from ltkernels.nn import MomentumContrast, MultiExpert
 
@@ -57,15 +57,15 @@ class Collaborative(Method):
         self._views = _views_of(config, context)
 
     def prepare(
-        self, images: Tensor, labels: Tensor, indices: Tensor, generator: torch.Generator
+        self, inputs: Tensor, labels: Tensor, indices: Tensor, generator: torch.Generator
     ) -> Batch:
         """One view, or two with contrast; mixed alike where images are mixed."""
-        config, transform = self.context.config, self.context.dataset.augmentation
+        config, transform = self.context.config, self.context.dataset.transform
         views = self._views if self.contrast is not None else self._views[:1]
         if config.data.augment:
-            augmented = torch.cat([view(images, generator) for view in views], dim=1)
+            augmented = torch.cat([view(inputs, generator) for view in views], dim=1)
         else:
-            augmented = torch.cat([transform.normalize(images)] * len(views), dim=1)
+            augmented = torch.cat([transform.normalize(inputs)] * len(views), dim=1)
         labels_b, lam = None, 1.0
         if config.mixup_alpha:
             # As more channels of one image, the two views of a pair are mixed with one weight.
@@ -77,7 +77,7 @@ class Collaborative(Method):
 
     def forward(self, batch: Batch) -> dict[str, tuple[Tensor, ...]]:
         """``cls`` logits and ``features`` of every expert; with contrast ``query`` and ``key``."""
-        logits, features = self.model.logits_and_features(batch.images)
+        logits, features = self.model.logits_and_features(batch.inputs)
         outputs = {"cls": logits, "features": features}
         if self.contrast is not None:
             assert batch.second is not None
@@ -90,15 +90,15 @@ class Collaborative(Method):
         if self.contrast is not None:
             self.contrast.update(self.model, outputs["key"])
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, inputs: Tensor) -> Tensor:
         """The mean of the experts' logits, without the prior."""
-        return torch.stack(self.predict_experts(images)).mean(dim=0)
+        return torch.stack(self.predict_experts(inputs)).mean(dim=0)
 
-    def predict_experts(self, images: Tensor) -> tuple[Tensor, ...]:
+    def predict_experts(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Each expert's logits ``[N, C]``; with ``flip_test`` the mean with the mirror image's."""
-        logits: tuple[Tensor, ...] = self.model(images)
+        logits: tuple[Tensor, ...] = self.model(inputs)
         if self.context.config.flip_test:
-            mirrored = self.model(images.flip(3))
+            mirrored = self.model(inputs.flip(3))
             logits = tuple((a + b) / 2 for a, b in zip(logits, mirrored, strict=True))
         return logits
 
@@ -110,7 +110,9 @@ class Collaborative(Method):
 
 
 def _views_of(config: Config, context: Context) -> tuple[View, ...]:
-    views, base = config.views, context.dataset.augmentation
+    views, base = config.views, context.dataset.transform
+    if not isinstance(base, Augmentation):
+        raise ValueError(f"`{config.method}`: expected images, {context.dataset.name} has none")
     return tuple(
         make_view(name, base, cutout=views.cutout, crop=views.crop)
         for name in (views.first, views.second)

@@ -98,11 +98,11 @@ class CRT(Method):
             lambda y: torch.stack([F.adjusted_cross_entropy(z, y) for z in each]).sum()
         )
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, inputs: Tensor) -> Tensor:
         """Logits; the experts' mean where there are several."""
         if isinstance(self.model, MultiExpert):
-            return self.model.predict(images)
-        return super().predict(images)
+            return self.model.predict(inputs)
+        return super().predict(inputs)
 
 
 def _is_head(name: str) -> bool:

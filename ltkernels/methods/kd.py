@@ -64,8 +64,8 @@ class KD(Method):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Student and teacher logits of the same images."""
         with torch.no_grad():
-            teacher = self.context.teachers["teacher"].predict(batch.images)
-        return self.model(batch.images), teacher
+            teacher = self.context.teachers["teacher"].predict(batch.inputs)
+        return self.model(batch.inputs), teacher
 
     def loss(self, outputs: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         """``CE + alpha T^2 KL``, the mean over the batch."""

@@ -27,7 +27,7 @@ from .subset_expert import SubsetExpert, subsets_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ltkernels.data import LongTailedDataset
+    from ltkernels.data import Inputs, LongTailedDataset
     from ltkernels.train.config import Config
     from ltkernels.train.tables import LfmeConfig
 
@@ -219,7 +219,7 @@ class LFME(Method):
         for index in range(len(self.subsets)):
             own = (subset_of[labels] == index).nonzero().flatten()
             expert = self._expert(index)
-            logits = self._rows(expert, data.train_images[own], expert.predict)
+            logits = self._rows(expert, data.train_inputs[own], expert.predict)
             probability = logits.double().softmax(1)
             confidence[own] = probability.gather(1, labels[own].unsqueeze(1)).squeeze(1)
         return instance_start(
@@ -246,11 +246,11 @@ class LFME(Method):
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         """The student's logits, and each expert's ``[N, S_l]``."""
-        outputs: dict[str, Any] = {"student": self.model(batch.images)}
+        outputs: dict[str, Any] = {"student": self.model(batch.inputs)}
         if self.options.distill:
             with torch.no_grad():
                 outputs["experts"] = [
-                    self._expert(index).subset_logits(batch.images)
+                    self._expert(index).subset_logits(batch.inputs)
                     for index in range(len(self.subsets))
                 ]
         return outputs
@@ -328,20 +328,20 @@ class LFME(Method):
             return self.options.validation
         return "train" if self.context.validation is None else "holdout"
 
-    def _validation(self) -> tuple[Tensor, Tensor]:
+    def _validation(self) -> tuple[Inputs, Tensor]:
         data, where = self.context.dataset, self.validation
         if where == "train":
-            return data.train_images, data.train_labels.cpu()
+            return data.train_inputs, data.train_labels.cpu()
         if where == "test":
-            return data.test_images, data.test_labels.cpu()
+            return data.test_inputs, data.test_labels.cpu()
         if self.context.validation is None:
             raise _config_error("`data.holdout`: expected above 0 with lfme.validation = holdout")
-        images, labels = self.context.validation
-        return images, labels.cpu()
+        inputs, labels = self.context.validation
+        return inputs, labels.cpu()
 
     def _accuracy(
         self,
-        images: Tensor,
+        inputs: Inputs,
         labels: Tensor,
         index: int,
         method: Method,
@@ -355,17 +355,17 @@ class LFME(Method):
                 f"{index}; hold out more, or set lfme.validation"
             )
         classes = len(self.subset_of)
-        predicted = self._rows(method, images[own], predict).argmax(1)
+        predicted = self._rows(method, inputs[own], predict).argmax(1)
         return float(class_accuracy(predicted, labels[own], classes).nanmean())
 
     def _rows(
-        self, method: Method, images: Tensor, predict: Callable[[Tensor], Tensor] | None = None
+        self, method: Method, inputs: Inputs, predict: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Logits of unaugmented images on the CPU; the processes share the images."""
+        """Logits of unaugmented inputs on the CPU; the processes share the inputs."""
         from ltkernels.train.distributed import World
         from ltkernels.train.evaluation import predict_logits
 
-        run = partial(predict_logits, method, images, self.context.dataset.augmentation)
+        run = partial(predict_logits, method, inputs, self.context.dataset.transform)
         return run(
             World.from_environment(),
             device=self.context.device,

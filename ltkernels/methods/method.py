@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ltkernels.data import LongTailedDataset
+    from ltkernels.data import Inputs, LongTailedDataset
     from ltkernels.train.config import Config
     from ltkernels.train.tables import ScheduleConfig
 
@@ -39,15 +39,16 @@ class Batch:
     """One step's images and labels.
 
     Args:
-        images: float32 ``[N, channels, H, W]``, augmented and normalised.
+        inputs: what the network takes: of images float32 ``[N, channels, H, W]``, augmented and
+            normalised.
         labels: int64 ``[N]``.
-        indices: int64 ``[N]``, positions of the images in the training set.
+        indices: int64 ``[N]``, positions of the inputs in the training set.
         labels_b: int64 ``[N]``, labels of the images mixed in; None without mixup.
         lam: weight of ``labels`` against ``labels_b``.
         second: another view of the same images; None where a method wants one view.
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     indices: Tensor
     labels_b: Tensor | None = None
@@ -95,8 +96,8 @@ class Context:
             ``experts=K``, the multi-expert one.
         teachers: the trained methods of the runs that :meth:`Method.prerequisites` asked for, by
             name, frozen and in evaluation mode.
-        validation: images uint8 ``[V, channels, H, W]`` and labels int64 ``[V]`` that are held out
-            of ``dataset``; None where none are.
+        validation: inputs and labels int64 ``[V]`` that are held out of ``dataset``; None where
+            none are.
     """
 
     config: Config
@@ -105,7 +106,7 @@ class Context:
     device: torch.device
     build_model: Callable[..., Any]
     teachers: Mapping[str, Method]
-    validation: tuple[Tensor, Tensor] | None = None
+    validation: tuple[Inputs, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class TestSet:
         labels: int64 ``[M]``.
         class_counts: int64 ``[C]``, training images of each class.
         rule: which classes are many, medium and few.
-        input_shape: ``(channels, H, W)``.
+        input_shape: of one input, ``(channels, H, W)``.
         run: applies a function of normalised images to all test images, batch by batch, without
             gradients, in evaluation mode; its rows ``[M, ...]`` come back on the CPU.
     """
@@ -126,7 +127,7 @@ class TestSet:
     labels: Tensor
     class_counts: Tensor
     rule: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     run: Callable[[Callable[[Tensor], Tensor]], Tensor]
 
 
@@ -198,12 +199,12 @@ class Method(nn.Module, ABC):
         return epoch_indices(n, self.context.config.seed, epoch)
 
     def prepare(
-        self, images: Tensor, labels: Tensor, indices: Tensor, generator: torch.Generator
+        self, inputs: Tensor, labels: Tensor, indices: Tensor, generator: torch.Generator
     ) -> Batch:
-        """Augment (and mix) the images of a step.
+        """Augment (and mix) the inputs of a step.
 
         Args:
-            images: uint8 ``[N, channels, H, W]``.
+            inputs: as the data set has them; of images uint8 ``[N, channels, H, W]``.
             labels: int64 ``[N]``.
             indices: int64 ``[N]``, positions in the training set.
             generator: the only source of randomness here.
@@ -211,9 +212,9 @@ class Method(nn.Module, ABC):
         Returns:
             The batch that :meth:`forward` and :meth:`loss` see.
         """
-        config, transform = self.context.config, self.context.dataset.augmentation
+        config, transform = self.context.config, self.context.dataset.transform
         augmented = (
-            transform(images, generator) if config.data.augment else transform.normalize(images)
+            transform(inputs, generator) if config.data.augment else transform.normalize(inputs)
         )
         if not config.mixup_alpha:
             return Batch(augmented, labels, indices)
@@ -229,7 +230,7 @@ class Method(nn.Module, ABC):
         Returns:
             A tensor whose first dimension is the images, or a tuple, list or dict of such.
         """
-        return self.model(batch.images)
+        return self.model(batch.inputs)
 
     @abstractmethod
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
@@ -237,7 +238,7 @@ class Method(nn.Module, ABC):
 
         Args:
             outputs: what :meth:`forward` returned, for the images of all processes.
-            batch: labels and indices of all processes' images; ``images`` of this process.
+            batch: labels and indices of all processes' inputs; ``inputs`` of this process.
 
         Returns:
             float32 scalar. Parameters may be used in :meth:`forward` only: there each process sees
@@ -252,9 +253,9 @@ class Method(nn.Module, ABC):
             batch: likewise.
         """
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[N, C]`` of normalised images, in evaluation mode."""
-        logits: Tensor = self.model(images)
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Logits ``[N, C]`` of normalised inputs, in evaluation mode."""
+        logits: Tensor = self.model(inputs)
         return logits
 
     def report(self, test: TestSet) -> dict[str, Any]:

@@ -187,12 +187,12 @@ class RIDE(Method):
         """The experts' logits; the teacher's, or the gates ``[N, K - 1]`` in the second stage."""
         if self._stage == "routers":
             assert isinstance(self.model, RoutedExperts)
-            gates, logits = self.model.gates_of_all(batch.images)
+            gates, logits = self.model.gates_of_all(batch.inputs)
             return {"experts": logits, "gates": gates.t()}
-        outputs: dict[str, Any] = {"experts": self.network(batch.images)}
+        outputs: dict[str, Any] = {"experts": self.network(batch.inputs)}
         if "teacher" in self.context.teachers:
             with torch.no_grad():
-                outputs["teacher"] = self.context.teachers["teacher"].predict(batch.images)
+                outputs["teacher"] = self.context.teachers["teacher"].predict(batch.inputs)
         return outputs
 
     def loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ltkernels.data.inputs import load_batches
 from ltkernels.metrics import expected_calibration_error, shot_accuracy
 from ltkernels.schedules import log_prior
 
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ltkernels.data import Augmentation
+    from ltkernels.data import Inputs, Transform
     from ltkernels.methods import Method
     from ltkernels.train.distributed import World
 
-__all__ = ["GROUPS", "Score", "adjust_logits", "predict_logits", "score"]
+__all__ = ["GROUPS", "Score", "adjust_logits", "in_layout", "predict_logits", "score"]
 
 GROUPS = ("many", "medium", "few")
 
@@ -85,11 +86,17 @@ def adjust_logits(logits: Tensor, class_counts: Tensor, tau: float = 1.0) -> Ten
     return logits - tau * log_prior(class_counts).to(logits)
 
 
+def in_layout(inputs: Tensor, channels_last: bool) -> Tensor:
+    """A batch in the memory layout of the network; only images have one."""
+    layout = torch.channels_last if channels_last and inputs.dim() == 4 else torch.contiguous_format
+    return inputs.contiguous(memory_format=layout)
+
+
 @torch.no_grad()
 def predict_logits(
     method: Method,
-    images: Tensor,
-    transform: Augmentation,
+    inputs: Inputs,
+    transform: Transform,
     world: World,
     *,
     device: torch.device,
@@ -98,31 +105,31 @@ def predict_logits(
     batch_size: int = 512,
     function: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Logits of images in evaluation mode; the processes share the images.
+    """Logits of inputs in evaluation mode; the processes share the inputs.
 
     Args:
         method: what predicts.
-        images: uint8 ``[M, channels, H, W]``.
+        inputs: M of them, as the data set has them.
         transform: gives the normalisation.
         world: the processes of the run.
         device: device of the method.
         amp: autocast context.
-        channels_last: memory layout of the images.
-        batch_size: images at a time.
-        function: what is computed of normalised images, row by row; None: ``method.predict``.
+        channels_last: memory layout of images.
+        batch_size: inputs at a time.
+        function: what is computed of normalised inputs, row by row; None: ``method.predict``.
 
     Returns:
         The rows, ``[M, C]`` for logits, on the CPU; float32, or float64 where they are.
     """
     training = method.training
     method.eval()
-    layout = torch.channels_last if channels_last else torch.contiguous_format
     rows = []
-    for chunk in torch.split(world.part(images), batch_size):
-        x = transform.normalize(chunk.to(device)).contiguous(memory_format=layout)
+    own = world.part(torch.arange(len(inputs)))
+    for chunk in load_batches(inputs, torch.split(own, batch_size)):
+        x = in_layout(transform.normalize(chunk.to(device)), channels_last)
         with amp or nullcontext():
             row = (function or method.predict)(x)
         rows.append(row if row.dtype == torch.float64 else row.float())
     method.train(training)
-    gathered: Tensor = world.gather(torch.cat(rows), len(images))
+    gathered: Tensor = world.gather(torch.cat(rows), len(inputs))
     return gathered.cpu()

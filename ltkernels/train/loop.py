@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ltkernels.data.inputs import load_batches
 from ltkernels.data.sampling import derived_generator
 from ltkernels.methods.method import Batch
 from ltkernels.train.checkpoint import load_checkpoint, save_checkpoint, write_atomic
-from ltkernels.train.evaluation import predict_logits, score
+from ltkernels.train.evaluation import in_layout, predict_logits, score
 from ltkernels.train.interrupt import Interrupted, Interruption
 from ltkernels.train.randomness import seed_global
 from ltkernels.train.schedule import lr_factor
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ltkernels.data import LongTailedDataset
+    from ltkernels.data import Inputs, LongTailedDataset
     from ltkernels.methods import Method
     from ltkernels.methods.method import Stage
     from ltkernels.train.config import Config
@@ -113,8 +114,8 @@ class Trainer:
     Args:
         method: what is trained, already on the device.
         config: the resolved configuration.
-        dataset: training and test images.
-        validation: images and labels held out of training; None for none.
+        dataset: training and test inputs.
+        validation: inputs and labels held out of training; None for none.
         device: where to train.
         out: folder of ``checkpoint.pt`` and ``metrics.jsonl``.
         progress: told about every step.
@@ -126,7 +127,7 @@ class Trainer:
         method: Method,
         config: Config,
         dataset: LongTailedDataset,
-        validation: tuple[Tensor, Tensor] | None,
+        validation: tuple[Inputs, Tensor] | None,
         *,
         device: torch.device,
         out: Path,
@@ -141,10 +142,14 @@ class Trainer:
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
         self._class_counts = dataset.class_counts
-        # Small sets live on the device as uint8; a step then only indexes them.
-        self._images = dataset.train_images.to(device)
+        # What is in memory lives on the device as it is stored; a step then only indexes it.
+        self._inputs = dataset.train_inputs
+        if isinstance(self._inputs, Tensor):
+            self._inputs = self._inputs.to(device)
         self._labels = dataset.train_labels.to(device)
-        self._held_out = {"test": (dataset.test_images, dataset.test_labels)}
+        self._held_out: dict[str, tuple[Inputs, Tensor]] = {
+            "test": (dataset.test_inputs, dataset.test_labels)
+        }
         if validation is not None:
             self._held_out["validation"] = validation
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -250,12 +255,13 @@ class Trainer:
         loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=self.device)
         on_cpu = self.device.type == "cpu"
         began, seconds_before, seen_before = time.perf_counter(), self.seconds, at.seen
-        for step in range(at.step, len(batches)):
-            indices = batches[step]
+        left = batches[at.step :]
+        loaded = load_batches(self._inputs, left, (self.config.seed, at.stage, at.epoch))
+        for step, (indices, inputs) in enumerate(zip(left, loaded, strict=True), at.step):
             factor = lr_factor(stage.schedule, at.epoch, stage.epochs, step, len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = stage.lr * factor
-            loss = self._step(indices, optimizer, trained)
+            loss = self._step(inputs, indices, optimizer, trained)
             loss_sum += loss.double() * len(indices)
             at.seen += len(indices)
             at.step = step + 1
@@ -284,8 +290,8 @@ class Trainer:
             "seconds": self.seconds,
         }
         if self._evaluates(stage, at.epoch):
-            for split, (images, labels) in self._held_out.items():
-                row[split] = self._score(images, labels)
+            for split, (inputs, labels) in self._held_out.items():
+                row[split] = self._score(inputs, labels)
         accuracy = {k: v for k, v in row.get("validation", {}).items() if k != "ece"}
         row |= self.method.on_epoch_end(stage, at.epoch, accuracy) or {}
         self.history.append(row)
@@ -293,7 +299,11 @@ class Trainer:
         self.progress.epoch(row, stage.epochs)
 
     def _step(
-        self, indices: Tensor, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]
+        self,
+        inputs: Tensor,
+        indices: Tensor,
+        optimizer: torch.optim.Optimizer,
+        trained: list[nn.Parameter],
     ) -> Tensor:
         """One step of gradient descent; returns its loss. All randomness is of (seed, position)."""
         method, world, seed = self.method, self.world, self.config.seed
@@ -301,7 +311,7 @@ class Trainer:
         seed_global(seed, "step", *position)
         with torch.no_grad():
             batch = method.prepare(
-                self._images[indices],
+                inputs.to(self.device, non_blocking=True),
                 self._labels[indices],
                 indices,
                 derived_generator(seed, "augment", *position),
@@ -320,17 +330,17 @@ class Trainer:
         return loss.detach()
 
     def _own_part(self, batch: Batch) -> Batch:
-        """This process's images of a batch, in the memory layout of the run."""
+        """This process's inputs of a batch, in the memory layout of the run."""
         part = self.world.part
         return Batch(
-            part(batch.images).contiguous(memory_format=self._layout),
+            in_layout(part(batch.inputs), self.config.channels_last),
             part(batch.labels),
             part(batch.indices),
             None if batch.labels_b is None else part(batch.labels_b),
             batch.lam,
             None
             if batch.second is None
-            else part(batch.second).contiguous(memory_format=self._layout),
+            else in_layout(part(batch.second), self.config.channels_last),
         )
 
     def _check_loss(self, loss: float) -> None:
@@ -361,12 +371,12 @@ class Trainer:
             every = 1 if self.config.selection != "last" else max(1, stage.epochs // 10)
         return (epoch + 1) % every == 0 or epoch + 1 == stage.epochs
 
-    def logits(self, images: Tensor, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Logits ``[M, C]`` of uint8 images on the CPU, or what `function` says of them."""
+    def logits(self, inputs: Inputs, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Logits ``[M, C]`` of inputs on the CPU, or what `function` says of them."""
         return predict_logits(
             self.method,
-            images,
-            self.dataset.augmentation,
+            inputs,
+            self.dataset.transform,
             self.world,
             device=self.device,
             amp=self.autocast(),
@@ -374,8 +384,8 @@ class Trainer:
             function=function,
         )
 
-    def _score(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
-        logits = self.logits(images)
+    def _score(self, inputs: Inputs, labels: Tensor) -> dict[str, Any]:
+        logits = self.logits(inputs)
         return score(logits, labels, self._class_counts, self.config.shot_rule).row()
 
     def _select(self, row: dict[str, Any]) -> None:

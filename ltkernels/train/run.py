@@ -39,7 +39,7 @@ from ltkernels.train.routing_plots import plot_routing
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ltkernels.data import LongTailedDataset
+    from ltkernels.data import Inputs, LongTailedDataset
     from ltkernels.methods import Method
     from ltkernels.train.progress import Progress
 
@@ -186,14 +186,14 @@ def _context(
     dataset: LongTailedDataset,
     device: torch.device,
     teachers: dict[str, Method],
-    validation: tuple[Tensor, Tensor] | None = None,
+    validation: tuple[Inputs, Tensor] | None = None,
 ) -> Context:
     model = config.model
     build = partial(
         build_model,
         model.name,
         num_classes=len(dataset.class_names),
-        in_channels=dataset.train_images.shape[1],
+        in_channels=dataset.input_shape[0],
         head=model.head,
         scale=model.scale,
         width=model.width,
@@ -246,7 +246,7 @@ class _Run:
             world=world,
         )
         trainer.fit()
-        logits = trainer.logits(dataset.test_images)
+        logits = trainer.logits(dataset.test_inputs)
         result = {
             **_result(config, dataset, trainer, logits),
             "teacher": None,
@@ -285,13 +285,12 @@ class _Run:
 
     def _test_set(self, trainer: Trainer) -> TestSet:
         dataset = trainer.dataset
-        _, channels, height, width = dataset.train_images.shape
         return TestSet(
             dataset.test_labels,
             dataset.class_counts,
             self.config.shot_rule,
-            (channels, height, width),
-            lambda function: trainer.logits(dataset.test_images, function),
+            dataset.input_shape,
+            lambda function: trainer.logits(dataset.test_inputs, function),
         )
 
     def _write(
@@ -349,15 +348,15 @@ def load_training_set(config: Config) -> LongTailedDataset:
 
 def hold_out(
     dataset: LongTailedDataset, config: Config
-) -> tuple[LongTailedDataset, tuple[Tensor, Tensor] | None]:
-    """What a run trains on, and the validation images and labels it holds out; None for none."""
+) -> tuple[LongTailedDataset, tuple[Inputs, Tensor] | None]:
+    """What a run trains on, and the validation inputs and labels it holds out; None for none."""
     if not config.data.holdout:
         return dataset, None
     data = config.data
-    smaller, images, labels = dataset.holdout(
+    smaller, inputs, labels = dataset.holdout(
         fraction=data.holdout, at_least=data.holdout_min, seed=data.seed
     )
-    return smaller, (images, labels)
+    return smaller, (inputs, labels)
 
 
 def _teacher_record(run: Path) -> dict[str, Any]:
@@ -392,7 +391,6 @@ def _result(
 ) -> dict[str, Any]:
     labels, counts = dataset.test_labels, dataset.class_counts
     scored = score(logits, labels, counts, config.shot_rule)
-    _, channels, height, width = dataset.train_images.shape
     model, info = trainer.method.model, ltkernels.info()
     result: dict[str, Any] = {
         "method": config.method,
@@ -404,7 +402,7 @@ def _result(
         "splits": scored.sizes,
         "accuracy": scored.accuracy,
         "ece": scored.ece,
-        "macs": count_macs(model, (channels, height, width)),
+        "macs": count_macs(model, dataset.input_shape),
         "parameters": count_parameters(model),
         "seconds": trainer.seconds,
         "torch": torch.__version__,

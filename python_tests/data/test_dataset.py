@@ -17,14 +17,12 @@ def make_dataset(counts=(9, 5, 2, 1), channels=2):
     mean, std = channel_statistics(images)
     return LongTailedDataset(
         name="toy-lt",
-        train_images=images,
+        train_inputs=images,
         train_labels=labels,
-        test_images=images[:4],
+        test_inputs=images[:4],
         test_labels=labels[:4],
         class_names=tuple("abcd"),
-        mean=mean,
-        std=std,
-        augmentation=Augmentation(mean, std, shift=1),
+        transform=Augmentation(mean, std, shift=1),
         train_indices=torch.arange(100, 100 + len(labels)),
     )
 
@@ -32,7 +30,7 @@ def make_dataset(counts=(9, 5, 2, 1), channels=2):
 def test_properties():
     data = make_dataset()
     assert data.num_classes == 4
-    assert data.image_shape == (2, 3, 4)
+    assert data.input_shape == (2, 3, 4)
     assert data.class_counts.tolist() == [9, 5, 2, 1]
     assert data.class_counts.dtype == torch.int64
     expected = hashlib.sha256(np.arange(100, 117, dtype="<i8").tobytes()).hexdigest()[:12]
@@ -42,7 +40,7 @@ def test_properties():
 
 
 def test_channel_statistics():
-    images = make_dataset().train_images
+    images = make_dataset().train_inputs
     mean, std = channel_statistics(images)
     scaled = images.double() / 255
     assert mean == pytest.approx(scaled.mean((0, 2, 3)).tolist(), rel=1e-12)
@@ -61,15 +59,15 @@ def test_holdout_splits_the_training_set(arguments, expected):
     assert labels.bincount(minlength=4).tolist() == taken.tolist()
     assert smaller.split_hash != data.split_hash
     assert torch.equal(
-        torch.cat([smaller.train_images, images]).flatten(1).sort(0).values,
-        data.train_images.flatten(1).sort(0).values,
+        torch.cat([smaller.train_inputs, images]).flatten(1).sort(0).values,
+        data.train_inputs.flatten(1).sort(0).values,
     )
     kept = smaller.train_indices - 100
-    assert torch.equal(data.train_images[kept], smaller.train_images)
+    assert torch.equal(data.train_inputs[kept], smaller.train_inputs)
     assert torch.equal(data.train_labels[kept], smaller.train_labels)
-    assert smaller.mean == channel_statistics(smaller.train_images)[0]
-    assert (smaller.augmentation.mean, smaller.augmentation.std) == (smaller.mean, smaller.std)
-    assert smaller.augmentation.shift == 1
+    statistics = channel_statistics(smaller.train_inputs)
+    assert (smaller.transform.mean, smaller.transform.std) == statistics
+    assert smaller.transform.shift == 1
 
 
 def test_holdout_depends_on_the_seed():

@@ -40,14 +40,14 @@ def no_outside_data(monkeypatch, tmp_path):
 
 def test_digits_come_with_the_package():
     data = load("digits-lt")
-    assert data.image_shape == (1, 8, 8)
+    assert data.input_shape == (1, 8, 8)
     assert data.test_labels.bincount().tolist() == [50] * 10
     counts = data.class_counts.tolist()
     assert counts == long_tailed_counts(counts[0], 10, 20)
-    assert data.train_images.dtype == torch.uint8
+    assert data.train_inputs.dtype == torch.uint8
     assert data.train_labels.dtype == data.train_indices.dtype == torch.int64
-    assert (data.train_images.min(), data.train_images.max()) == (0, 255)
-    assert data.train_images[0, 0, 0, 0] == 0, "corners are background"
+    assert (data.train_inputs.min(), data.train_inputs.max()) == (0, 255)
+    assert data.train_inputs[0, 0, 0, 0] == 0, "corners are background"
     assert data.class_names == tuple("0123456789")
     # Frozen: the default split that results of digits-lt stand for.
     assert data.split_hash == "8f06162c79ac"
@@ -55,12 +55,12 @@ def test_digits_come_with_the_package():
 
 def test_digits_test_set_is_fixed_and_apart_from_the_pool():
     one, two = load("digits-lt", seed=1), load("digits-lt", seed=2)
-    assert torch.equal(one.test_images, two.test_images)
+    assert torch.equal(one.test_inputs, two.test_inputs)
     assert one.split_hash != two.split_hash
     source = digits.load_digits()
     assert len(source.pool_labels) + len(source.test_labels) == 1797
-    pool = {image.numpy().tobytes() for image in source.pool_images}
-    shared = sum(image.numpy().tobytes() in pool for image in source.test_images)
+    pool = {image.numpy().tobytes() for image in source.pool_inputs}
+    shared = sum(image.numpy().tobytes() in pool for image in source.test_inputs)
     assert shared == 0
 
 
@@ -72,7 +72,7 @@ def test_imbalance_kind_and_draw_reach_the_counts(kind, draw, imbalance):
     counts = data.class_counts.tolist()
     assert counts == long_tailed_counts(counts[0], 10, imbalance, kind)
     source = digits.load_digits()
-    assert torch.equal(source.pool_images[data.train_indices], data.train_images)
+    assert torch.equal(source.pool_inputs[data.train_indices], data.train_inputs)
     assert torch.equal(source.pool_labels[data.train_indices], data.train_labels)
 
 
@@ -101,7 +101,7 @@ def test_shipped_file_missing_or_damaged(module, name, file, tmp_path, monkeypat
 def test_glyphs_come_with_the_package():
     data = load("glyph-lt")
     assert data.num_classes == 120
-    assert data.image_shape == (1, 28, 28)
+    assert data.input_shape == (1, 28, 28)
     assert data.test_labels.bincount().tolist() == [30] * 120
     counts = data.class_counts
     assert torch.equal(counts, counts.sort(descending=True).values)
@@ -114,7 +114,7 @@ def test_glyphs_are_drawn_again_by_seed_and_imbalance():
     default = load("glyph-lt")
     other = load("glyph-lt", seed=1)
     milder = load("glyph-lt", imbalance=10)
-    assert torch.equal(default.test_images, other.test_images)
+    assert torch.equal(default.test_inputs, other.test_inputs)
     assert other.split_hash != default.split_hash
     for data, imbalance in ((other, 100), (milder, 10)):
         counts = data.class_counts.tolist()
@@ -156,9 +156,9 @@ def test_fashion_mnist_is_read_from_every_place_it_may_be_in(where, tmp_path, mo
     assert data.class_counts.tolist() == long_tailed_counts(20, 10, 10)
     images, labels = made["train"]
     indices = data.train_indices.numpy()
-    assert np.array_equal(data.train_images[:, 0].numpy(), images[indices])
+    assert np.array_equal(data.train_inputs[:, 0].numpy(), images[indices])
     assert np.array_equal(data.train_labels.numpy(), labels[indices])
-    assert np.array_equal(data.test_images[:, 0].numpy(), made["t10k"][0])
+    assert np.array_equal(data.test_inputs[:, 0].numpy(), made["t10k"][0])
     assert np.array_equal(data.test_labels.numpy(), made["t10k"][1])
     assert data.class_names[9] == "ankle boot"
 
@@ -295,9 +295,9 @@ def test_cifar_folder_is_read(layout, dump, tmp_path):
         labels = np.concatenate([made[file][1] for file in layout.train_files])
         indices = data.train_indices.numpy()
         expected = images.reshape(-1, 3, 32, 32)[indices]
-        assert np.array_equal(data.train_images.numpy(), expected)
+        assert np.array_equal(data.train_inputs.numpy(), expected)
         assert np.array_equal(data.train_labels.numpy(), labels[indices])
-        assert np.array_equal(data.test_images.flatten(1).numpy(), made[layout.test_file][0])
+        assert np.array_equal(data.test_inputs.flatten(1).numpy(), made[layout.test_file][0])
         assert data.class_names[3] == "class 3"
 
 
@@ -323,7 +323,7 @@ def test_cifar_archive_is_read_when_its_md5_is_right(layout, tmp_path, monkeypat
     monkeypatch.setattr(cifar, attribute, dataclasses.replace(layout, md5=md5))
     data = load(layout.name, root=tmp_path, imbalance=10)
     assert data.split_hash == expected.split_hash
-    assert torch.equal(data.train_images, expected.train_images)
+    assert torch.equal(data.train_inputs, expected.train_inputs)
     assert torch.equal(data.test_labels, expected.test_labels)
 
 

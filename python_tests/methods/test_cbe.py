@@ -98,11 +98,11 @@ def test_a_loaded_run_predicts_what_it_reported(done):
     out, result = done
     smaller, _, _ = DATA.holdout(fraction=0.2, at_least=2)
     method = load_method(out, smaller, CPU)
-    logits = predict_logits(method, DATA.test_images, smaller.augmentation, World(), device=CPU)
+    logits = predict_logits(method, DATA.test_inputs, smaller.transform, World(), device=CPU)
     shots = shot_accuracy(logits.argmax(1), DATA.test_labels, smaller.class_counts)
     assert 100 * shots.overall == pytest.approx(result["accuracy"]["overall"])
     experts = [
-        torch.cat([method.expert_logits(smaller.augmentation.normalize(DATA.test_images))[e]])
+        torch.cat([method.expert_logits(smaller.transform.normalize(DATA.test_inputs))[e]])
         for e in range(3)
     ]
     best = oracle(experts, method.model.classes, DATA.test_labels, num_classes=6)
@@ -186,7 +186,7 @@ def test_lower_blocks_stand_still(frozen):
         method.train()
         before = {k: v.clone() for k, v in method.model.state_dict().items()}
         indices = method.order(stage, 0)[:16]
-        images, labels = DATA.train_images[indices], DATA.train_labels[indices]
+        images, labels = DATA.train_inputs[indices], DATA.train_labels[indices]
         batch = method.prepare(images, labels, indices, torch.Generator().manual_seed(0))
         optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
         method.loss(method(batch), batch).backward()
@@ -216,7 +216,7 @@ def test_other_classes_are_the_reject_class():
     method.on_stage_start(method.stages()[1])
     indices = torch.arange(0, 240, 7)
     batch = method.prepare(
-        DATA.train_images[indices],
+        DATA.train_inputs[indices],
         DATA.train_labels[indices],
         indices,
         torch.Generator().manual_seed(0),
@@ -232,7 +232,7 @@ def test_other_classes_are_the_reject_class():
 def test_the_reject_logit_is_corrected():
     plain = tiny_method(**{"cbe.reject_correction": "none"}).eval()
     moved = tiny_method(**{"cbe.reject_correction": "ratio"}).eval()
-    images = DATA.augmentation.normalize(DATA.test_images[:3])
+    images = DATA.transform.normalize(DATA.test_inputs[:3])
     with torch.no_grad():
         pairs = zip(plain.expert_logits(images), moved.expert_logits(images), strict=True)
     for (a, b), ratio in zip(pairs, (4, 2, 1), strict=True):

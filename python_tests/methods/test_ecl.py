@@ -153,13 +153,13 @@ def test_a_loss_moves_nothing_and_the_end_of_a_step_everything():
 def test_views_are_two_and_mixed_alike():
     plain, mixed = ecl(), ecl(mixup_alpha=1.0)
     batch = batch_of(plain)
-    assert not torch.equal(batch.images, batch.second)
+    assert not torch.equal(batch.inputs, batch.second)
     both = batch_of(mixed)
     assert both.labels_b is not None
     permutation = [
         int(
-            (both.images[i] - both.lam * batch.images[i])
-            .sub((1 - both.lam) * batch.images)
+            (both.inputs[i] - both.lam * batch.inputs[i])
+            .sub((1 - both.lam) * batch.inputs)
             .flatten(1)
             .abs()
             .amax(1)
@@ -172,7 +172,7 @@ def test_views_are_two_and_mixed_alike():
     torch.testing.assert_close(both.second, expected)
     outputs = mixed.train()(both)
     parts = [
-        mixed.loss(outputs, Batch(both.images, y, both.indices))
+        mixed.loss(outputs, Batch(both.inputs, y, both.indices))
         for y in (both.labels, both.labels_b)
     ]
     expected = both.lam * parts[0] + (1 - both.lam) * parts[1]
@@ -193,7 +193,7 @@ def test_a_run_reports_experts_and_ensemble(shared_stem, tmp_path):
     assert single["ece"] == pytest.approx(sum(experts["ece"]) / 3)
     assert result["test_time_augmentation"] == "none"
     loaded = load_method(tmp_path / "run", DATA, torch.device("cpu"))
-    images = DATA.augmentation.normalize(DATA.test_images)
+    images = DATA.transform.normalize(DATA.test_inputs)
     features = torch.stack(loaded.model.features(images))
     distances = feature_distance(features, DATA.test_labels, 6).mean(0)
     assert result["feature_distance"]["classes"] == pytest.approx(distances.tolist(), rel=1e-4)
@@ -222,7 +222,7 @@ def test_flip_test_is_stated_and_counted(tmp_path):
     assert flipped["test_time_augmentation"] == "horizontal flip"
     assert flipped["macs"] == 2 * plain["macs"]
     method = load_method(tmp_path / "flipped", DATA, torch.device("cpu"))
-    images = DATA.augmentation.normalize(DATA.test_images)
+    images = DATA.transform.normalize(DATA.test_inputs)
     torch.testing.assert_close(method.predict(images), method.predict(images.flip(3)))
     expected = (method.model.predict(images) + method.model.predict(images.flip(3))) / 2
     torch.testing.assert_close(method.predict(images), expected)

@@ -77,7 +77,7 @@ def test_an_expert_knows_its_classes_and_no_other(experts):
         expert = load_method(experts / f"expert{index}", DATA, CPU)
         assert isinstance(expert, SubsetExpert)
         assert expert.classes.tolist() == classes
-        images = DATA.augmentation.normalize(DATA.test_images[:20])
+        images = DATA.transform.normalize(DATA.test_inputs[:20])
         logits = expert.predict(images)
         assert logits.shape == (20, 6)
         assert torch.equal(
@@ -98,7 +98,7 @@ def test_an_experts_loss_is_cross_entropy_among_its_classes():
     expert = build("subset_expert", **THIRDS, **{"subsets.index": 1})
     indices = expert.order(expert.stages()[0], 0)[:16]
     labels = DATA.train_labels[indices]
-    batch = expert.prepare(DATA.train_images[indices], labels, indices, torch.Generator())
+    batch = expert.prepare(DATA.train_inputs[indices], labels, indices, torch.Generator())
     logits = expert(batch)
     assert logits.shape == (16, 2)
     torch.testing.assert_close(expert.loss(logits, batch), F.cross_entropy(logits, labels - 2))
@@ -233,7 +233,7 @@ def test_mixed_labels_are_the_mixed_loss():
     outputs = method(batch)
     one = torch.ones(len(batch.labels))
     first = definition(method, outputs, batch, one, [1, 1, 1])
-    batch_b = type(batch)(batch.images, batch.labels_b, batch.indices)
+    batch_b = type(batch)(batch.inputs, batch.labels_b, batch.indices)
     second = definition(method, outputs, batch_b, one, [1, 1, 1])
     expected = batch.lam * first + (1 - batch.lam) * second
     torch.testing.assert_close(method.loss(outputs, batch), expected)
@@ -263,7 +263,7 @@ def test_experts_weigh_by_how_far_the_student_is_behind(preset, alpha):
     expected = []
     for index, classes in enumerate(SUBSETS):
         own = torch.isin(DATA.train_labels, torch.tensor(classes))
-        x, y = DATA.augmentation.normalize(DATA.train_images[own]), DATA.train_labels[own]
+        x, y = DATA.transform.normalize(DATA.train_inputs[own]), DATA.train_labels[own]
         expert = method.context.teachers[f"expert{index}"]
         with torch.no_grad():
             of_expert = torch.tensor(classes)[expert.subset_logits(x).argmax(1)] == y
@@ -324,7 +324,7 @@ def test_images_weigh_by_the_experts_confidence(preset, schedule):
     subset = torch.empty_like(DATA.train_labels)
     for index, classes in enumerate(SUBSETS):
         own = torch.isin(DATA.train_labels, torch.tensor(classes))
-        x = DATA.augmentation.normalize(DATA.train_images[own])
+        x = DATA.transform.normalize(DATA.train_inputs[own])
         with torch.no_grad():
             p = method.context.teachers[f"expert{index}"].subset_logits(x).double().softmax(1)
         confidence[own] = p.gather(1, (DATA.train_labels[own] - classes[0])[:, None]).squeeze(1)
@@ -425,7 +425,7 @@ def test_a_run_writes_its_weights_and_plots(experts, tmp_path, monkeypatch):
         assert (tmp_path / "run" / "plots" / f"{name}.png").stat().st_size > 1000
     assert result["preset"]["name"] == "paper"
     loaded = load_method(tmp_path / "run", DATA, CPU)
-    assert loaded.predict(DATA.augmentation.normalize(DATA.test_images[:3])).shape == (3, 6)
+    assert loaded.predict(DATA.transform.normalize(DATA.test_inputs[:3])).shape == (3, 6)
 
 
 def test_the_losses_without_weights_are_those_of_the_epoch(experts, tmp_path):

@@ -142,7 +142,7 @@ def test_mixed_labels_are_the_mixed_loss(name):
     assert 0 < batch.lam < 1
     outputs = method(batch)
     parts = [
-        definition(name, method, outputs, Batch(batch.images, labels, batch.indices))
+        definition(name, method, outputs, Batch(batch.inputs, labels, batch.indices))
         for labels in (batch.labels, batch.labels_b)
     ]
     expected = batch.lam * parts[0] + (1 - batch.lam) * parts[1]
@@ -183,5 +183,5 @@ def test_official_kd_weights_the_cross_entropy():
 def test_batches_depend_on_the_generator_alone():
     method = build("ce", mixup_alpha=1.0)
     first, _, again = batch_of(method), torch.rand(3), batch_of(method)
-    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.inputs, again.inputs)
     assert first.lam == again.lam

@@ -85,7 +85,7 @@ def test_mixed_labels_are_the_mixed_loss():
     batch = batch_of(method)
     outputs = method(batch)
     parts = [
-        method.loss(outputs, Batch(batch.images, y, batch.indices))
+        method.loss(outputs, Batch(batch.inputs, y, batch.indices))
         for y in (batch.labels, batch.labels_b)
     ]
     expected = batch.lam * parts[0] + (1 - batch.lam) * parts[1]

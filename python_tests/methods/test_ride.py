@@ -128,7 +128,7 @@ def test_a_step_compiles_in_one_graph_with_the_same_gradients(name, keys):
         torch.compile(loss_of_images, fullgraph=True, backend="aot_eager"),
     ):
         method.zero_grad()
-        loss = step(batch.images)
+        loss = step(batch.inputs)
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in method.model.parameters())])
     for eager, compiled in zip(*found, strict=True):
@@ -206,7 +206,7 @@ def test_a_run_with_routers_reports_what_routing_saves(tmp_path):
     for name in ("experts_used", "routing_cost", "reliability"):
         assert (tmp_path / "run" / "plots" / f"{name}.png").stat().st_size > 1000
     loaded = load_method(tmp_path / "run", DATA, torch.device("cpu"))
-    images = DATA.augmentation.normalize(DATA.test_images[:20])
+    images = DATA.transform.normalize(DATA.test_inputs[:20])
     again = loaded.predict(images)
     torch.testing.assert_close(again, loaded.model(images, loaded._threshold).logits)
 

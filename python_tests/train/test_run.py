@@ -126,7 +126,7 @@ def test_saved_network_gives_the_reported_accuracy(finished):
     method = load_method(out, DATA, torch.device("cpu"))
     assert not any(p.requires_grad for p in method.parameters())
     with torch.no_grad():
-        logits = method.predict(DATA.augmentation.normalize(DATA.test_images))
+        logits = method.predict(DATA.transform.normalize(DATA.test_inputs))
     accuracy = 100 * float((logits.argmax(1) == DATA.test_labels).double().mean())
     assert accuracy == pytest.approx(result["accuracy"]["overall"])
     adjusted = adjust_logits(logits, DATA.class_counts).argmax(1)
@@ -221,7 +221,7 @@ def test_a_teacher_that_does_not_fit_is_refused(finished, tmp_path):
     fewer = dataclasses.replace(
         DATA,
         class_names=DATA.class_names[:5],
-        train_images=DATA.train_images[DATA.train_labels < 5],
+        train_inputs=DATA.train_inputs[DATA.train_labels < 5],
         train_labels=DATA.train_labels[DATA.train_labels < 5],
     )
     config = resolve(TINY, {"method": "kd", "teacher": str(finished[0])})
