@@ -41,6 +41,7 @@ from .transforms import (
     flip,
     mixup,
     normalize,
+    rotate,
     shift,
 )
 from .views import VIEWS, View, make_view
@@ -78,6 +79,7 @@ __all__ = [
     "mixup",
     "normalize",
     "random_resized_crop",
+    "rotate",
     "shift",
 ]
 

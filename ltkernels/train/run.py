@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import ltkernels
-from ltkernels.data import load
+from ltkernels.data import Augmentation, load
 from ltkernels.methods import METHODS, Context, SubsetExpert, TestSet
 from ltkernels.nn import build_model, count_macs, count_parameters
 from ltkernels.train.checkpoint import write_atomic
@@ -329,9 +329,13 @@ class _Run:
 
 
 def load_dataset(config: Config) -> LongTailedDataset:
-    """The data set that a configuration names; nothing of it held out."""
+    """The data set that a configuration names; nothing of it held out.
+
+    Raises:
+        ConfigError: images are to be turned, and there are none.
+    """
     data = config.data
-    return load(
+    dataset = load(
         config.dataset,
         root=data.root or None,
         imbalance=data.imbalance,
@@ -339,6 +343,12 @@ def load_dataset(config: Config) -> LongTailedDataset:
         seed=data.seed,
         draw=data.draw,
     )
+    if not data.rotation:
+        return dataset
+    if not isinstance(dataset.transform, Augmentation):
+        raise ConfigError(f"`data.rotation`: expected 0, {dataset.name} has no images to turn")
+    turning = dataclasses.replace(dataset.transform, rotation=data.rotation)
+    return dataclasses.replace(dataset, transform=turning)
 
 
 def load_training_set(config: Config) -> LongTailedDataset:

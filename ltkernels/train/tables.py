@@ -47,6 +47,12 @@ class DataConfig:
     """Images held out of each class where the fraction gives fewer; a class keeps one at least."""
     augment: bool = True
     """Whether training images are augmented."""
+    rotation: float = 0.0
+    """Largest angle in degrees by which training images are turned; RIDE's code has 15.
+    ECL and NCL turn the ``dataset`` view only."""
+    sampling: Literal["instance", "class"] = "instance"
+    """``class``: an epoch has every class equally often. For methods that do not sample themselves:
+    a baseline under uniform class sampling is a member of CBE's ensemble."""
 
 
 @dataclass(frozen=True)
