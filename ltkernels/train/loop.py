@@ -61,7 +61,9 @@ def resolve_device(name: str, world: World) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise TrainingError(f"unknown device {name!r}: {str(error).splitlines()[0]}") from error
+        raise TrainingError(
+            f"unknown device {name!r}: expected auto, cpu, cuda or cuda:1 ..."
+        ) from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise TrainingError(f"device {name!r} was asked for, but torch sees no CUDA device")

@@ -152,11 +152,17 @@ def train(
     config = METHODS[config.method].complete(config)
     device = resolve_device(config.device, world)
     world.start(device)
+    made_now = not out.exists()
     _claim(config, out, resume, world)
     finished = load_result(out)
     if finished is not None and (not can_plot() or (out / "plots").exists()):
         return finished
-    return _Run(config, out, device, world, progress, dataset).execute()
+    try:
+        return _Run(config, out, device, world, progress, dataset).execute()
+    except Exception:
+        if made_now and world.is_main:
+            _leave_no_empty_folder(out)
+        raise
 
 
 def _claim(config: Config, out: Path, resume: bool, world: World) -> None:
@@ -179,6 +185,13 @@ def _claim(config: Config, out: Path, resume: bool, world: World) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "config.toml", to_toml(config))
     world.barrier()
+
+
+def _leave_no_empty_folder(out: Path) -> None:
+    """A run that failed before its first checkpoint leaves nothing behind."""
+    if [path.name for path in out.iterdir()] == ["config.toml"]:
+        (out / "config.toml").unlink()
+        out.rmdir()
 
 
 def _context(
