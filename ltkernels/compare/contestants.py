@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ltkernels.evaluate import POSTHOC, Card, make_card, read_model
+from ltkernels.evaluate import POSTHOC, Card, PosthocRow, make_card, read_model
 from ltkernels.evaluate.table import ROW_NAMES
 from ltkernels.metrics import Reliability, reliability
 from ltkernels.predictions import Source
@@ -20,7 +20,16 @@ from ltkernels.train.run import load_config, load_dataset, load_result
 if TYPE_CHECKING:
     from ltkernels.data import LongTailedDataset
 
-__all__ = ["SAME_PREDICTIONS", "Contestant", "Entry", "Field", "Measured", "entry_name", "gather", "parse_logits"]
+__all__ = [
+    "SAME_PREDICTIONS",
+    "Contestant",
+    "Entry",
+    "Field",
+    "Measured",
+    "entry_name",
+    "gather",
+    "parse_logits",
+]
 
 SAME_PREDICTIONS = frozenset({"temperature", "logit_adjustment+temperature"})
 """Post-hoc rows that change probabilities, but predict as another row does."""
@@ -133,7 +142,9 @@ def gather(
     cards: dict[str, dict[int, Card]] = {}
     results: dict[str, dict[int, dict[str, Any]]] = {}
     measured: dict[str, dict[str, dict[int, Measured]]] = {}
-    # Files may leave out what the runs know, so these come first.
+    if not runs:  # whose first one knows all; a file may leave out what a later one says
+        for _, _, path in paths:
+            common.complete(read_model(path, device=device)[0])
     for name, seed, path in paths:
         source, facts = read_model(path, device=device, dataset=dataset if name in runs else None)
         source = common.complete(source)
@@ -147,7 +158,7 @@ def gather(
             device=device,
             dataset=dataset if name in runs else None,
         )
-        rows = {"": card, **card.posthoc}
+        rows: dict[str, Card | PosthocRow] = {"": card, **card.posthoc}
         for row, of_row in rows.items():
             seeds = measured.setdefault(name, {}).setdefault(row, {})
             seeds[seed] = _measure(of_row.logits, card.labels, of_row.accuracy, of_row.ece)

@@ -273,8 +273,8 @@ class _Builder:
             raise ConfigError(f"{name}: {error}") from error
 
     def _announce(self, folder: Path) -> None:
-        """Write the configuration that others read."""
-        if not (folder / "config.toml").exists():
+        """Write the configuration that others read, where a run has not begun by its own."""
+        if not _began(folder):
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / "config.toml", to_toml(self.jobs[folder].config))
 
@@ -294,9 +294,14 @@ class _Builder:
                 needs.append(given)
             elif issubclass(METHODS[needed.method], SubsetExpert):
                 experts[name] = needed
-            else:
+            elif name in NAMED:
                 needs.append(self._settle(needed, f"{label}_{name}"))
-                config = replace(config, **{name: str(needs[-1])})
+                run = str(needs[-1])
+                config = (
+                    replace(config, teacher=run)
+                    if name == "teacher"
+                    else replace(config, start=run)
+                )
         if experts:
             home, runs = self._home_of(experts, f"{label}_experts-{config.seed}")
             needs += runs

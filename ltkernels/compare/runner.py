@@ -110,17 +110,21 @@ def _start(
     """The training of a run whose configuration stands in its folder."""
     job.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(job.folder / "config.toml", to_toml(job.config))
-    command = [sys.executable, "-m", "ltkernels.train", "--resume", "--out", str(job.folder)]
     with (job.folder / LOG).open("ab") as log:
         # In a session of its own: a terminal's Ctrl-C would reach it twice, which means abort.
         return subprocess.Popen(
-            [*command, *arguments],
+            _command(job, arguments),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=None if environment is None else dict(environment),
             start_new_session=True,
         )
+
+
+def _command(job: Job, arguments: Sequence[str]) -> list[str]:
+    command = [sys.executable, "-m", "ltkernels.train", "--resume", "--out", str(job.folder)]
+    return [*command, *arguments]
 
 
 def _reason(folder: Path, code: int) -> str:

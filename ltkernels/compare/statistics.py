@@ -17,8 +17,8 @@ One fewer than there are, because drawing all n again gives a variance (n - 1)/n
 Wu, "Resampling inference with complex survey data", JASA 1988): a third of it with three seeds. And
 three seeds say little about how far seeds differ at all: where only seeds matter, percentiles of
 plain resamples reach from the least to the greatest of the three differences and hold the truth
-three times in four. Student's t answers that for a mean by dividing by a chi, and so does a resample
-here, for the part that the seeds make:
+three times in four. Student's t answers that for a mean by dividing by a chi, and so does a
+resample here, for the part that the seeds make:
 
 .. math::
     \Delta^* = \frac1S \sum_{si} m_i w_i d_{si}
@@ -156,15 +156,17 @@ def differences(
         s, stop = len(d), start + own.shape[1]
         stars = _with_seeds(resampled[:, start:stop].reshape(resamples, len(groups), s), seed)
         points = own.sum(0).reshape(len(groups), s).mean(1)
-        found[name] = {g: None for g in weights}
+        found[name] = dict.fromkeys(weights)
         for k, group in enumerate(groups):
             found[name][group] = _difference(float(points[k]), stars[:, k], s)
         start = stop
     return found
 
 
-def _columns(d: npt.NDArray[np.int8], y: npt.NDArray[np.int64], weights: Sequence[object]) -> Floats:
-    """``w_i d_si``, ``[M, groups * S]``, the images by class and, in a class, by what d they have."""
+def _columns(
+    d: npt.NDArray[np.int8], y: npt.NDArray[np.int64], weights: Sequence[object]
+) -> Floats:
+    """``w_i d_si``, ``[M, groups * S]``; the images by class and, in it, by what d they have."""
     order = np.lexsort((*d[::-1], y))
     ordered = d[:, order].T.astype(np.float64)
     return np.concatenate([np.asarray(w)[order, None] * ordered for w in weights], axis=1)
@@ -198,7 +200,8 @@ def _with_seeds(of_seed: Floats, seed: int) -> Floats:
     share = rng.multinomial(s - 1, np.full(s, 1 / s), size=resamples) / (s - 1)
     widen = np.sqrt((s - 1) / rng.chisquare(s - 1, size=resamples))
     moved: Floats = np.einsum("rgs,rs->rg", of_seed, share - 1 / s)
-    return mean + widen[:, None] * moved
+    widened: Floats = mean + widen[:, None] * moved
+    return widened
 
 
 def _difference(points: float, stars: Floats, seeds: int) -> Difference:
