@@ -124,11 +124,13 @@ class Job:
     """A run in a folder of its own.
 
     Args:
+        name: for people: the folder's, relative to that of the comparison.
         folder: absolute.
         config: complete; the folders it names are those of other jobs.
         needs: folders of the runs that must be finished before.
     """
 
+    name: str
     folder: Path
     config: Config
     needs: tuple[Path, ...]
@@ -316,7 +318,8 @@ class _Builder:
         if known not in self.jobs:
             if _began(known):
                 config = load_config(known)  # its own words, as it goes on by them
-            self.jobs[known] = Job(known, config, tuple(dict.fromkeys(needs)))
+            name = str(known.relative_to(self.out))
+            self.jobs[known] = Job(name, known, config, tuple(dict.fromkeys(needs)))
         if folder not in (None, known) and not (folder.exists() or folder.is_symlink()):
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.symlink_to(os.path.relpath(known, folder.parent), target_is_directory=True)

@@ -224,6 +224,12 @@ def _several(found: Field, key: str) -> str:
     return "; ".join(f"{value} ({', '.join(names)})" for value, names in who.items()) or "not known"
 
 
+def _title(found: Field) -> str:
+    names = ", ".join(contestant.name for contestant in found.contestants)
+    datasets = set(_facts(found.contestants[0], "dataset"))
+    return f"{', '.join(sorted(datasets))}: {names}" if datasets else names
+
+
 def _conditions(c: Comparison) -> list[str]:
     found = c.found
     first = found.contestants[0]
@@ -295,8 +301,8 @@ def blocks_of(c: Comparison, figures: Sequence[Figure]) -> list[Block]:
     """The report."""
     found = c.found
     blocks: list[Block] = [
-        Heading(f"{_several(found, 'dataset')}: {len(found.contestants)} methods", 1),
-        Code(c.command),
+        Heading(_title(found), 1),
+        *([Code(c.command)] if c.command else []),
         Items(_conditions(c)),
     ]
     if c.missing:

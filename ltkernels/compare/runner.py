@@ -65,12 +65,13 @@ def run_all(
     outcome, clock = Outcome(), _Clock(jobs, at_a_time)
     waiting = [job for job in jobs if load_result(job.folder) is None]
     missing = {job.folder for job in waiting}
+    names = {job.folder: job.name for job in jobs}
     running: dict[Path, subprocess.Popen[bytes]] = {}
 
     def fail(folder: Path, why: str) -> None:
         outcome.failed[folder] = why
         clock.drop(folder)
-        say(f"{folder.name} failed: {why}")
+        say(f"{names[folder]} failed: {why}")
 
     with _Signals() as signals:
         try:
@@ -82,7 +83,7 @@ def run_all(
                     broken = [need for need in job.needs if need in outcome.failed]
                     if broken:
                         waiting.remove(job)
-                        fail(job.folder, f"not started, as it needs {broken[0].name}")
+                        fail(job.folder, f"not started, as it needs {names[broken[0]]}")
                     elif len(running) < at_a_time and missing.isdisjoint(job.needs):
                         waiting.remove(job)
                         clock.start(job.folder)
@@ -93,7 +94,7 @@ def run_all(
                         missing.remove(folder)
                         clock.stop(folder)
                         overall, seconds = result["accuracy"]["overall"], result["seconds"]
-                        say(f"{folder.name}: {overall:.1f} %, {seconds:.0f} s; {clock}")
+                        say(f"{names[folder]}: {overall:.1f} %, {seconds:.0f} s; {clock}")
                     elif not signals.count:
                         fail(folder, _reason(folder, code))
                 time.sleep(_POLL if running else 0)
@@ -215,7 +216,7 @@ class _Clock:
 
 def _kind(job: Job) -> str:
     """Runs of one kind take about as long: those that differ in the seed alone."""
-    return f"{job.folder.parent.name}/{job.folder.name}".replace(f"-{job.config.seed}", "")
+    return job.name.replace(f"-{job.config.seed}", "")
 
 
 def _duration(seconds: float) -> str:

@@ -73,7 +73,7 @@ def test_a_failed_run_is_named_and_the_others_are_reported(tmp_path, capsys):
 def test_ctrl_c_saves_and_the_printed_command_goes_on(tmp_path):
     arguments = [
         *("--dataset", "digits-lt", "--threads", "1", "--methods", "ce", "--seeds", "1"),
-        *("--set", "epochs=4", "--set", "batch_size=8", "--out", "out", "--posthoc", ""),
+        *("--set", "epochs=8", "--set", "batch_size=8", "--out", "out", "--posthoc", ""),
     ]
 
     def start(words):

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -36,8 +35,9 @@ if what == "long":
         time.sleep(0.01)
     (folder / "saved").write_text(str(len(pressed)))
     sys.exit(130)
-(folder / "result.json").write_text(%r)
-""" % json.dumps(RESULT)
+(folder / "result.json").write_text(RESULT)
+"""
+TRAIN = f"RESULT = {json.dumps(RESULT)!r}{TRAIN}"
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def jobs_of(tmp_path, monkeypatch):
         )
         config = resolve({"dataset": "digits-lt"})
         return [
-            Job(tmp_path / name, config, tuple(tmp_path / need for need in needs))
+            Job(name, tmp_path / name, config, tuple(tmp_path / need for need in needs))
             for name, _, needs in described
         ]
 
@@ -118,7 +118,7 @@ def test_ctrl_c_is_passed_on_once_and_nothing_more_starts(jobs_of, tmp_path, cap
 
 def test_a_run_is_started_by_its_configuration(tmp_path):
     config = resolve({"dataset": "digits-lt", "epochs": 3})
-    command = runner._command(Job(tmp_path, config, ()), ["--threads", "1"])
+    command = runner._command(Job("x", tmp_path, config, ()), ["--threads", "1"])
     assert command[1:3] == ["-m", "ltkernels.train"]
     assert command[3:] == ["--resume", "--out", str(tmp_path), "--threads", "1"]
 
@@ -133,7 +133,6 @@ def test_durations_and_what_is_left_are_by_kind(tmp_path):
         (folder / "config.toml").write_text(to_toml(config))
         if seconds:
             (folder / "result.json").write_text(json.dumps({**RESULT, "seconds": seconds}))
-        jobs.append(Job(folder, config, ()))
+        jobs.append(Job(folder.name, folder, config, ()))
     assert str(runner._Clock(jobs, 1)) == "2 of 4 runs left, about 2 min"
     assert str(runner._Clock(jobs, 2)) == "2 of 4 runs left, about 55 s"
-    assert isinstance(jobs[0].folder, Path)
