@@ -254,8 +254,9 @@ class _Builder:
 
     def _read(self, folder: Path) -> Config:
         """The configuration of a folder, also where all of them were moved."""
-        if folder in self.jobs:
-            return self.jobs[folder].config
+        planned = self.jobs.get(folder.resolve())  # a place may be a link to another's
+        if planned is not None:
+            return planned.config
         for beside in (folder, self.out / folder.name, self.out / folder.parent.name / folder.name):
             if (beside / "config.toml").exists():
                 return load_config(beside)

@@ -236,11 +236,11 @@ def _conditions(c: Comparison) -> list[str]:
     card = next(iter(first.cards.values()))
     sizes = ", ".join(f"{g} {n}" for g, n in card.groups.items() if n is not None) or "not known"
     unknown = [x.name for x in found.contestants if found.split and not _facts(x, "split_hash")]
-    split = found.split or "not known"
+    split = f"`{found.split}`" if found.split else "not known"
     split += f" (not known of {', '.join(unknown)})" if unknown else ""
     common = ", ".join(f"`{key} = {value}`" for key, value in c.common.items())
     lines = [
-        f"data: {_several(found, 'dataset')}, split `{split}`, {_several(found, 'train_images')} "
+        f"data: {_several(found, 'dataset')}, split {split}, {_several(found, 'train_images')} "
         f"training images, {len(found.labels):,} test images of {card.facts['classes']} classes",
         f"groups: rule {found.rule} on the training images a class; classes: {sizes}",
         f"recipe: {_several(found, 'recipe')}, {_several(found, 'epochs')} epochs"
@@ -294,6 +294,7 @@ def _meaning(c: Comparison) -> str:
         f"{100 * (1 - ALPHA):.0f} % bootstrap interval over {covers}. "
         f"* the interval excludes 0; ** so does the {len(c.differences)}-fold comparison in this "
         f"column (Holm, {100 * ALPHA:.0f} %). Without a mark the difference may be chance."
+        + (" With so few seeds it takes a great one to stand." if max(pairs) in (2, 3) else "")
     )
 
 

@@ -36,9 +36,9 @@ def write(path, skill, seed, **more):
 @pytest.fixture
 def files(tmp_path):
     return {
-        "ce": [write(tmp_path / f"ce{s}.npz", 1.0, s) for s in range(3)],
-        "new": [write(tmp_path / f"new{s}.npz", 2.5, 10 + s) for s in range(3)],
-        "same": [tmp_path / f"ce{s}.npz" for s in range(3)],
+        "ce": [write(tmp_path / f"ce{s}.npz", 1.0, s) for s in range(5)],
+        "new": [write(tmp_path / f"new{s}.npz", 2.5, 10 + s) for s in range(5)],
+        "same": [tmp_path / f"ce{s}.npz" for s in range(5)],
     }
 
 
@@ -56,11 +56,12 @@ def test_files_are_compared_with_the_baseline(files):
     assert c.baseline.name == "ce"
     new, same = c.differences["new"], c.differences["same"]
     accuracies = [
-        [entry.runs[s].accuracy["few"] for s in range(3)] for entry in found.entries[0:3:2]
+        [entry.runs[s].accuracy["few"] for s in range(5)] for entry in found.entries[0:3:2]
     ]
     assert new["few"].points == pytest.approx(np.mean(accuracies[1]) - np.mean(accuracies[0]))
-    assert new["overall"].low > 10
+    assert new["overall"].low > 20
     assert c.stands["new"]["overall"]
+    assert any(x.startswith("new  ") and "]**" in x for x in summary(c).splitlines())
     assert same["overall"].points == 0
     assert not c.stands["same"]["overall"]
     other = compare(found, "new", resamples=2000).differences["ce"]["overall"]
@@ -116,7 +117,7 @@ def test_the_report_holds_all_of_it(files, tmp_path):
     data = json.loads((out / "report.json").read_text())
     assert data["differences"]["new"]["overall"]["holm"] is True
     assert data["entries"][0]["accuracy"]["few"]["values"] == [
-        found.entries[0].runs[s].accuracy["few"] for s in range(3)
+        found.entries[0].runs[s].accuracy["few"] for s in range(5)
     ]
     assert data["missing"] == [{"name": "ride", "seed": 2, "why": "the loss is not finite"}]
     assert data["runs"]["new"]["1"]["kind"] == "file"

@@ -61,7 +61,7 @@ def test_the_difference_is_that_of_the_mean_accuracies():
 
 def resampled_by_loops(d, labels, weight, resamples, rng):
     """The definition, image by image."""
-    seeds, stars = len(d), []
+    seeds, stars, trained = len(d), [], d @ weight
     members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     for _ in range(resamples):
         of_seed = np.zeros(seeds)
@@ -71,7 +71,7 @@ def resampled_by_loops(d, labels, weight, resamples, rng):
                 of_seed += weight[i] * d[:, i] * (n / (n - 1) if n > 1 else 1)
         share = np.bincount(rng.integers(0, seeds, seeds - 1), minlength=seeds) / (seeds - 1)
         widen = np.sqrt((seeds - 1) / rng.chisquare(seeds - 1))
-        stars.append(of_seed.mean() + widen * ((share - 1 / seeds) @ of_seed))
+        stars.append(of_seed.mean() + widen * ((share - 1 / seeds) @ trained))
     return np.array(stars)
 
 
