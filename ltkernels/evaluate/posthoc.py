@@ -113,7 +113,11 @@ def tau_normalized(
     if not (run / "model.safetensors").exists():
         return "the run's weights are not there"
     config, world = load_config(run), World()
-    data, validation = hold_out(dataset or load_dataset(config), config)
+    try:
+        whole = dataset or load_dataset(config)
+    except (OSError, ValueError) as error:
+        return f"the data set cannot be loaded: {' '.join(str(error).split())}"
+    data, validation = hold_out(whole, config)
     where = resolve_device(device, world)
     method = load_method(run, data, where)
     if isinstance(method, (CBE, SubsetExpert)):
