@@ -221,7 +221,7 @@ def test_an_op_of_ours_in_the_graph_is_an_error():
         def forward(self, x):
             return scale_gradient.scale_gradient(x, x.sum(), x.sum())
 
-    with pytest.raises(RuntimeError, match="needs ltkernels for .*scale_gradient"):
+    with pytest.raises(RuntimeError, match=r"needs ltkernels for .*scale_gradient"):
         program_module.export_program(Ours(), torch.ones(2, 3))
 
 
