@@ -65,6 +65,8 @@ def export_run(run: Path, out: Path, dataset: LongTailedDataset | None = None) -
     data, _ = hold_out(dataset or load_dataset(config), config)
     device = torch.device("cpu")
     method = load_method(run, data, device)
+    # A program's weights are laid out as torch's own are.
+    method.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     images = data.test_images
     predict, note = predicted_by_all(method)
     try:
@@ -120,8 +122,10 @@ def export_run(run: Path, out: Path, dataset: LongTailedDataset | None = None) -
     }
     write_atomic(out / "model.safetensors", (run / "model.safetensors").read_bytes())
     # Last: a folder with it is a whole one.
-    write_atomic(out / "model.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    return Exported(out, card, check)
+    document = json.dumps(card, indent=2, ensure_ascii=False)
+    write_atomic(out / "model.json", document + "\n")
+    # As a later reader of the file sees it: lists, not tuples.
+    return Exported(out, json.loads(document), check)
 
 
 def _first_sentence(error: Exception) -> str:

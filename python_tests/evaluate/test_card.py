@@ -67,6 +67,14 @@ METHODS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_plots():
+    """Drawing takes longer than training does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltkernels.train.run.can_plot", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")

@@ -17,8 +17,6 @@ from ltkernels._ops import scale_gradient
 from ltkernels.export import ExportError, check_program, export_run
 from ltkernels.export import __main__ as cli
 from ltkernels.export import program as program_module
-from ltkernels.export.fusion import fusion_program
-from ltkernels.fusion import STRATEGIES, make_fusion
 from ltkernels.train import ConfigError, load_method, resolve, train
 from ltkernels.train import cli as train_cli
 from ltkernels.train.progress import SilentProgress
@@ -42,6 +40,14 @@ def trained(out, method, **keys):
     config = resolve(TINY, {"method": method, "epochs": 1, **keys})
     train(config, out, dataset=DATA, progress=SilentProgress())
     return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_plots():
+    """Drawing takes longer than training does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltkernels.train.run.can_plot", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -122,66 +128,35 @@ def test_retrained_classifiers_of_experts(exported, tmp_path):
 ALONE = """
 import json, sys
 import numpy, torch
-card = json.load(open("model.json"))
-model = torch.export.load("model.pt2").module()
-images = torch.from_numpy(numpy.load("images.npy"))
-assert list(images.shape[1:]) == card["input"]["shape"]
-with torch.no_grad():
-    classes = [card["classes"][i] for i in model(images).argmax(1)]
+found = []
+for folder in sys.argv[1:]:
+    card = json.load(open(f"{folder}/model.json"))
+    model = torch.export.load(f"{folder}/model.pt2").module()
+    images = torch.from_numpy(numpy.load("images.npy"))
+    assert list(images.shape[1:]) == card["input"]["shape"]
+    with torch.no_grad():
+        found.append([card["classes"][i] for i in model(images).argmax(1)])
 assert not [name for name in sys.modules if name.startswith("ltkernels")]
-print(json.dumps(classes))
+print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("method", ["ride", "cbe"])
-def test_torch_alone_runs_a_program(exported, method, tmp_path):
-    _, result = exported(method)
-    for name in ("model.json", "model.pt2"):
-        (tmp_path / name).write_bytes((result.folder / name).read_bytes())
+def test_torch_alone_runs_a_program(exported, tmp_path):
+    results = [exported(method)[1] for method in ("ride", "cbe")]
     np.save(tmp_path / "images.npy", DATA.test_images[:7].numpy())
     # -I: neither PYTHONPATH nor the working directory, where ltkernels could be found.
     done = subprocess.run(
-        [sys.executable, "-I", "-c", ALONE],
+        [sys.executable, "-I", "-c", ALONE, *(str(result.folder) for result in results)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         env={"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    expected = [DATA.class_names[i] for i in result.check.logits[:7].argmax(1)]
+    expected = [
+        [DATA.class_names[i] for i in result.check.logits[:7].argmax(1)] for result in results
+    ]
     assert json.loads(done.stdout) == expected
-
-
-# --- fusions --------------------------------------------------------------------------------------
-
-DISJOINT = [[0, 1], [2, 3], [4, 5]]
-LISTS = {
-    "three parts": (DISJOINT, True),
-    "without reject": (DISJOINT, False),
-    "some classes unknown": ([[0, 1], [2, 5]], True),
-    "one of all": ([[0, 1, 2, 3, 4, 5]], False),
-    "overlapping": ([[0, 1, 2], [2, 3], [3, 4, 5]], True),
-}
-
-
-@pytest.mark.parametrize("case", LISTS)
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_fusions_without_turns(strategy, case):
-    classes, reject = LISTS[case]
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 6, (200,), generator=generator)
-    logits = [3 * torch.randn(200, len(own) + int(reject), generator=generator) for own in classes]
-    known = torch.isin(labels, torch.tensor([c for own in classes for c in own]))
-    fusion = make_fusion(strategy, classes, 6, reject=reject)
-    fusion.fit([z[known] for z in logits], labels[known])
-    if strategy == "kl_min" and case == "overlapping":
-        with pytest.raises(ValueError, match="no program"):
-            fusion_program(fusion)
-        return
-    with torch.no_grad():
-        expected, found = fusion(logits), fusion_program(fusion)(logits)
-    assert torch.equal(found.isneginf(), expected.isneginf())
-    torch.testing.assert_close(found.exp(), expected.exp(), rtol=1e-4, atol=1e-6)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -200,7 +175,8 @@ def test_a_difference_is_seen():
     impossible = images.clone()
     impossible[:, 2] = -torch.inf
     assert check_program(lambda x: x, impossible, impossible).max_difference == 0
-    assert not check_program(lambda x: images, impossible, impossible).passed
+    possible = check_program(lambda x: x.nan_to_num(neginf=0.0), impossible, impossible)
+    assert not possible.passed
 
 
 def test_a_program_that_differs_is_an_error(exported, monkeypatch, tmp_path, capsys):
@@ -219,7 +195,7 @@ def test_a_program_that_differs_is_an_error(exported, monkeypatch, tmp_path, cap
 def test_an_op_of_ours_in_the_graph_is_an_error():
     class Ours(nn.Module):
         def forward(self, x):
-            return scale_gradient.scale_gradient(x, x.sum(), x.sum())
+            return scale_gradient(x, x.sum(), x.sum())
 
     with pytest.raises(RuntimeError, match=r"needs ltkernels for .*scale_gradient"):
         program_module.export_program(Ours(), torch.ones(2, 3))
