@@ -25,6 +25,7 @@ DEFAULT_TAU = 0.7
 """Of tau-normalisation, where no validation images can choose one."""
 
 _LARGEST = 100.0
+_STEPS = 100
 
 
 def fit_temperature(logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> float:
@@ -32,7 +33,8 @@ def fit_temperature(logits: Tensor, target: Tensor, sample_weight: Tensor | None
 
     .. math:: \min_T - \sum_i w_i \log \mathrm{softmax}(z_i / T)_{y_i} / \sum_i w_i
 
-    In 1/T the loss is convex; the root of its derivative is found by halving, in float64.
+    In 1/T the loss is convex; its minimum is found by Newton's method, in float64, which halves a
+    bracket where it leaves it.
 
     Args:
         logits: ``[V, C]`` of images that were not trained on; -inf where a class is impossible.
@@ -62,18 +64,28 @@ def fit_temperature(logits: Tensor, target: Tensor, sample_weight: Tensor | None
     gap = z - of_target
     finite = gap.masked_fill(gap.isneginf(), 0)
 
-    def derivative(beta: float) -> float:
-        return float((w * ((beta * gap).softmax(1) * finite).sum(1)).sum())
+    def derivatives(beta: float) -> tuple[float, float]:
+        """First and second, by beta = 1/T: mean and variance of the gap."""
+        p = (beta * gap).softmax(1)
+        first = (p * finite).sum(1)
+        second = (p * finite.square()).sum(1) - first.square()
+        return float(w @ first), float(w @ second)
 
     low, high = 1 / _LARGEST, _LARGEST
-    if derivative(high) <= 0:
+    if derivatives(high)[0] <= 0:
         return 1 / high
-    if derivative(low) >= 0:
+    if derivatives(low)[0] >= 0:
         return 1 / low
-    for _ in range(50):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if derivative(middle) < 0 else (low, middle)
-    return 1 / math.sqrt(low * high)
+    beta = 1.0
+    for _ in range(_STEPS):
+        slope, curvature = derivatives(beta)
+        if abs(slope) <= 1e-10 * beta * curvature:
+            break
+        low, high = (beta, high) if slope < 0 else (low, beta)
+        beta -= slope / curvature if curvature > 0 else math.inf
+        if not low < beta < high:
+            beta = math.sqrt(low * high)
+    return 1 / beta
 
 
 class TauNormalized:
@@ -113,7 +125,11 @@ def tau_normalized(
     if not (run / "model.safetensors").exists():
         return "the run's weights are not there"
     config, world = load_config(run), World()
-    data, validation = hold_out(dataset or load_dataset(config), config)
+    try:
+        whole = dataset or load_dataset(config)
+    except (OSError, ValueError) as error:
+        return f"the data set cannot be loaded: {' '.join(str(error).split())}"
+    data, validation = hold_out(whole, config)
     where = resolve_device(device, world)
     method = load_method(run, data, where)
     if isinstance(method, (CBE, SubsetExpert)):

@@ -36,7 +36,8 @@ def read_model(
         ValueError, OSError: a file that is none of logits.
     """
     if path.is_dir():
-        return prediction_of_run(path, device, dataset), facts_of_run(path)
+        facts = facts_of_run(path)
+        return prediction_of_run(path, device, dataset), facts
     if not path.exists():
         raise ConfigError(f"there is no run and no file {path}")
     return read_logits(path), {}

@@ -187,4 +187,5 @@ def write_logits(path: Path, source: Source) -> None:
 
     if several:
         text["experts"] = json.dumps(names)
-    write_atomic(path, save({k: v.contiguous() for k, v in arrays.items()}, text))
+    # Of tensors that share memory, as the experts' classes may, safetensors will have none.
+    write_atomic(path, save({k: v.contiguous().clone() for k, v in arrays.items()}, text))
