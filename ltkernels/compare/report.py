@@ -173,6 +173,10 @@ def _mean(values: Sequence[float], form: str, scale: float = 1.0) -> str:
     return format(statistics.mean(values) / scale, form) if values else "-"
 
 
+def _seconds(values: Sequence[float]) -> str:
+    return cell(values, 0 if values and min(values) >= 10 else 1)
+
+
 def cost_table(found: Field) -> Table:
     """What a network and its training cost."""
     rows = [
@@ -180,8 +184,8 @@ def cost_table(found: Field) -> Table:
             c.name,
             _mean(_facts(c, "parameters"), ",.1f", 1e3),
             _mean(_facts(c, "macs"), ",.2f", 1e6),
-            cell(_facts(c, "seconds"), 0),
-            cell(_facts(c, "seconds_total"), 0),
+            _seconds(_facts(c, "seconds")),
+            _seconds(_facts(c, "seconds_total")),
             _memory(c),
         ]
         for c in found.contestants

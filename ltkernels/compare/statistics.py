@@ -25,7 +25,8 @@ resample here, in the part that the seeds make:
     \Delta^* = \sum_i m_i w_i \frac1S \sum_s d_{si}
     + \sqrt{\frac{S - 1}{\chi^2_{S-1}}} \sum_s \Bigl(u_s - \frac1S\Bigr) \sum_i w_i d_{si}
 
-The interval is from the 2.5 to the 97.5 percentile of 10,000 resamples or more, and
+held between -1 and 1. The interval is from the 2.5 to the 97.5 percentile of 10,000 resamples or
+more, and
 
 .. math::
     p = \min\Bigl(1, 2 \min\Bigl(\frac{1 + \#(\Delta^* \le 0)}{R + 1},
@@ -157,7 +158,7 @@ def differences(
     for n, (name, d) in enumerate(pairs.items()):
         of_seed: Floats = w @ d.T.astype(np.float64)  # [groups, S]
         stars = of_images[:, n * len(groups) : (n + 1) * len(groups)]
-        stars = stars + _seed_draws(of_seed, resamples, seed)
+        stars = np.clip(stars + _seed_draws(of_seed, resamples, seed), -1, 1)
         points = of_seed.mean(1)
         found[name] = dict.fromkeys(weights)
         for k, group in enumerate(groups):

@@ -165,6 +165,15 @@ def test_with_one_seed_the_interval_is_that_of_the_images():
     assert found.p < 0.001
 
 
+def test_two_seeds_that_disagree_say_nothing_and_no_more_than_that():
+    d = np.ones((2, len(LABELS)), dtype=np.int8)
+    d[1, ::2] = -1
+    found = differences({"x": d}, LABELS, WEIGHTS)["x"]["overall"]
+    assert found.low < -20
+    assert found.high == 100
+    assert not found.excludes_zero
+
+
 def test_holm_by_hand():
     assert holm({"a": 0.04, "b": 0.01, "c": 0.03}) == {"a": False, "b": True, "c": False}
     assert holm({"a": 0.04, "b": 0.01, "c": 0.02}) == {"a": True, "b": True, "c": True}
