@@ -43,7 +43,7 @@ class ConfigError(ValueError):
 
 
 # Keys that may differ between a run and its continuation: they say where it runs, not what.
-RUNTIME_KEYS = frozenset({"device", "threads", "workers", "data.root"})
+RUNTIME_KEYS = frozenset({"device", "threads", "workers", "data.root", "keep_logits"})
 
 
 # -- from tables to a Config ---------------------------------------------------------------------

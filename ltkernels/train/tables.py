@@ -413,6 +413,9 @@ class Config:
     """ECL and NCL: predict the mean of an image and its mirror image; said in the result."""
     eval_every: int = 0
     """Epochs between evaluations; 0: about ten evaluations a run. The last epoch is always one."""
+    keep_logits: bool = True
+    """Keep the logits of test and validation images in the run's folder (4 bytes an image and
+    class), so that ``evaluate``, ``compare`` and ``fuse`` need not predict again."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
