@@ -171,3 +171,11 @@ def test_sizes_that_make_no_network(options, message):
 def test_arguments_of_the_other_kind(name, options, message):
     with pytest.raises(ValueError, match=message):
         build_model(name, C, **options)
+
+
+def test_it_can_be_exported_for_any_number_of_texts():
+    model = make()
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(model, (texts(9),), dynamic_shapes=(batch,))
+    ids = texts(9, (3, 9))
+    assert torch.equal(program.module()(ids), model(ids))
