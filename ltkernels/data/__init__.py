@@ -10,6 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
+from .agnews import load_agnews
 from .autoaugment import CIFAR_POLICY, PolicyView, auto_augment
 from .cifar import load_cifar10, load_cifar100
 from .contrast_view import (
@@ -33,6 +37,7 @@ from .sampling import (
 )
 from .sources import Source
 from .subsets import class_subsets, longtailness
+from .texts import TextOptions, TextSource, TextTransform, vocabulary_of
 from .transforms import (
     Augmentation,
     Transform,
@@ -45,6 +50,9 @@ from .transforms import (
     shift,
 )
 from .views import VIEWS, View, make_view
+from .vocabulary import Vocabulary, tokenize
+from .word_vectors import read_word_vectors
+from .wordnet import load_wordnet
 
 __all__ = [
     "CIFAR_POLICY",
@@ -56,8 +64,11 @@ __all__ = [
     "LongTailedDataset",
     "PolicyView",
     "StoredInputs",
+    "TextOptions",
+    "TextTransform",
     "Transform",
     "View",
+    "Vocabulary",
     "auto_augment",
     "balanced_epoch_indices",
     "class_aware_epoch_indices",
@@ -79,16 +90,21 @@ __all__ = [
     "mixup",
     "normalize",
     "random_resized_crop",
+    "read_word_vectors",
     "rotate",
     "shift",
+    "tokenize",
+    "vocabulary_of",
 ]
 
-_LOADERS: dict[str, Callable[[str | os.PathLike[str] | None], Source]] = {
+_LOADERS: dict[str, Callable[[str | os.PathLike[str] | None], Source | TextSource]] = {
     "glyph-lt": load_glyph_lt,
     "digits-lt": load_digits,
     "fashion-mnist-lt": load_fashion_mnist,
     "cifar10-lt": load_cifar10,
     "cifar100-lt": load_cifar100,
+    "wordnet-lt": load_wordnet,
+    "agnews-lt": load_agnews,
 }
 
 DATASETS: tuple[str, ...] = tuple(_LOADERS)
@@ -103,22 +119,26 @@ def load(
     kind: str = "exp",
     seed: int = 0,
     draw: str = "ltkernels",
+    text: TextOptions | None = None,
 ) -> LongTailedDataset:
     """Load a data set and draw its long-tailed training set.
 
     The training set has the counts of :func:`long_tailed_counts`, the largest ones the source can
     fill (CIFAR-100 at 100: 500 ... 5, 10,847 images). glyph-lt's default draw (seed 0) is fixed and
-    shipped with the data; every other one is drawn again from its pool.
+    shipped with the data; every other one is drawn again from its pool. wordnet-lt is long-tailed
+    by nature: without an `imbalance` its training set is the whole pool, and with one a draw like
+    the others'.
 
     Args:
         name: one of :data:`DATASETS`. glyph-lt and digits-lt come with the package.
         root: folder with the user's files; $LTKERNELS_DATA, then ./data by default.
         imbalance: ratio of the largest to the smallest class, >= 1; 100 by default, 20 for
-            digits-lt.
+            digits-lt, none for wordnet-lt.
         kind: ``"exp"`` or ``"step"``.
         seed: seed of the draw.
         draw: ``"ltkernels"``, or ``"official"`` for the images of the LDAM-DRW, RIDE and BKD code
             (with seed 0); see :func:`draw_long_tailed`.
+        text: how texts become token ids; of data sets of texts only.
 
     Returns:
         The data set.
@@ -138,25 +158,48 @@ def load(
     if imbalance is not None and not 1 <= imbalance < float("inf"):
         raise ValueError(f"`load`: expected `imbalance` to be >= 1, got {imbalance}")
     source = _LOADERS[name](root)
-    ratio = source.imbalance if imbalance is None else imbalance
-    default = (ratio, kind, seed, draw) == (source.imbalance, "exp", 0, "ltkernels")
-    if default and source.default_indices is not None:
-        indices = source.default_indices
+    indices = _training_indices(name, source, imbalance, kind, seed, draw)
+    train_inputs: Tensor
+    transform: Transform
+    if isinstance(source, TextSource):
+        train_inputs, test_inputs, transform = source.encoded(indices, text or TextOptions())
     else:
-        num_classes = len(source.class_names)
-        available = source.pool_labels.bincount(minlength=num_classes).tolist()
-        n_max = fitting_n_max(available, ratio, kind, limit=source.n_max)
-        counts = long_tailed_counts(n_max, num_classes, ratio, kind)
-        indices = draw_long_tailed(source.pool_labels, counts, seed=seed, draw=draw)
-    images = source.pool_inputs[indices]
-    mean, std = channel_statistics(images)
+        train_inputs, test_inputs = source.pool_inputs[indices], source.test_inputs
+        transform = Augmentation(*channel_statistics(train_inputs), **source.augmentation)
     return LongTailedDataset(
         name=name,
-        train_inputs=images,
+        train_inputs=train_inputs,
         train_labels=source.pool_labels[indices],
-        test_inputs=source.test_inputs,
+        test_inputs=test_inputs,
         test_labels=source.test_labels,
         class_names=source.class_names,
-        transform=Augmentation(mean, std, **source.augmentation),
+        transform=transform,
         train_indices=indices,
     )
+
+
+def _training_indices(
+    name: str,
+    source: Source | TextSource,
+    imbalance: float | None,
+    kind: str,
+    seed: int,
+    draw: str,
+) -> Tensor:
+    """Which of the pool are the training set."""
+    ratio = source.imbalance if imbalance is None else imbalance
+    if ratio is None:
+        if kind != "exp" or draw != "ltkernels":
+            raise ValueError(
+                f"`load`: expected `imbalance` with kind={kind!r} and draw={draw!r}: without it "
+                f"the training set of {name} is not drawn"
+            )
+        return torch.arange(len(source.pool_labels))
+    default = (ratio, kind, seed, draw) == (source.imbalance, "exp", 0, "ltkernels")
+    if default and source.default_indices is not None:
+        return source.default_indices
+    num_classes = len(source.class_names)
+    available = source.pool_labels.bincount(minlength=num_classes).tolist()
+    n_max = fitting_n_max(available, ratio, kind, limit=source.n_max)
+    counts = long_tailed_counts(n_max, num_classes, ratio, kind)
+    return draw_long_tailed(source.pool_labels, counts, seed=seed, draw=draw)

@@ -22,7 +22,7 @@ class LongTailedDataset:
 
     Args:
         name: name of the set, for example ``"glyph-lt"``.
-        train_inputs: of images uint8 ``[N, channels, H, W]``.
+        train_inputs: of images uint8 ``[N, channels, H, W]``, of texts int32 ids ``[N, L]``.
         train_labels: int64 ``[N]``.
         test_inputs: likewise, M of them.
         test_labels: int64 ``[M]``.
@@ -47,7 +47,7 @@ class LongTailedDataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input: ``(channels, H, W)`` of an image."""
+        """Shape of one input: ``(channels, H, W)`` of an image, ``(L,)`` of a text."""
         return tuple(self.train_inputs.shape[1:])
 
     @property

@@ -97,7 +97,9 @@ def load_fashion_mnist(root: str | os.PathLike[str] | None = None) -> Source:
     candidates = [base, base / "fashion-mnist"]
     if root is None:
         candidates.append(SYSTEM_FOLDER)
-    folder = find_folder(candidates, FILE_NAMES, "fashion-mnist-lt")
+    folder = find_folder(
+        candidates, FILE_NAMES, "fashion-mnist-lt", package="dataset-fashion-mnist"
+    )
     pool_inputs, pool_labels = _read_part(folder, "train")
     test_images, test_labels = _read_part(folder, "t10k")
     return Source(

@@ -47,18 +47,20 @@ def data_root(root: str | os.PathLike[str] | None) -> Path:
     return Path(root if root is not None else os.environ.get("LTKERNELS_DATA") or "data")
 
 
-def find_folder(candidates: list[Path], files: list[str], name: str) -> Path:
+def find_folder(candidates: list[Path], files: list[str], name: str, *, package: str = "") -> Path:
     """First of `candidates` that holds all `files`.
 
     Raises:
-        FileNotFoundError: none does; the message names the files and every folder searched.
+        FileNotFoundError: none does; the message names the files, every folder searched, and the
+            Debian package that has them where there is one.
     """
     for folder in candidates:
         if all((folder / file).is_file() for file in files):
             return folder
     searched = ", ".join(str(folder.absolute()) for folder in candidates)
+    install = f", or install the Debian package {package}" if package else ""
     raise FileNotFoundError(
         f"`load`: {name} needs the files {', '.join(files)} in one folder, searched {searched}; "
         "name the folder with `root` (--set data.root=DIR on the command line) "
-        "or the environment variable LTKERNELS_DATA"
+        f"or the environment variable LTKERNELS_DATA{install}"
     )

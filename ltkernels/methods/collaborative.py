@@ -31,6 +31,7 @@ class Collaborative(Method):
 
     reads = frozenset({"experts", "model.shared_stem", "contrast", "views", "flip_test"})
     defaults: ClassVar[Mapping[str, Any]] = {"optimizer": {"nesterov": True}}
+    needs_images = True
 
     model: MultiExpert
     contrast: MomentumContrast | None

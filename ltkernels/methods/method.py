@@ -40,7 +40,7 @@ class Batch:
 
     Args:
         inputs: what the network takes: of images float32 ``[N, channels, H, W]``, augmented and
-            normalised.
+            normalised; of texts int32 ``[N, L]``.
         labels: int64 ``[N]``.
         indices: int64 ``[N]``, positions of the inputs in the training set.
         labels_b: int64 ``[N]``, labels of the images mixed in; None without mixup.
@@ -147,6 +147,8 @@ class Method(nn.Module, ABC):
     """Configuration that differs from the general defaults, weaker than any recipe."""
     reads: ClassVar[frozenset[str]] = frozenset()
     """Method-specific configuration keys, or whole tables, that it reads: ``loss.alpha``."""
+    needs_images: ClassVar[bool] = False
+    """Whether it does something that only images take: views, a shared convolutional stem."""
     keeps_prior: ClassVar[bool] = False
     """Whether its logits still carry the training prior, so that adjusting them afterwards pays."""
 

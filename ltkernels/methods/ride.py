@@ -63,6 +63,8 @@ class RIDE(Method):
         }
     )
 
+    needs_images = True
+
     model: MultiExpert | RoutedExperts
 
     def __init__(self, context: Context) -> None:

@@ -14,6 +14,7 @@ from .official import load_official_state
 from .resnet import BasicBlock, Bottleneck, ResNet, resnet_stage
 from .routing import Routed, RoutedExperts
 from .separate import SeparateExperts
+from .text_cnn import TextCNN, WordEmbedding
 
 __all__ = [
     "MODELS",
@@ -32,6 +33,8 @@ __all__ = [
     "Routed",
     "RoutedExperts",
     "SeparateExperts",
+    "TextCNN",
+    "WordEmbedding",
     "build_head",
     "build_model",
     "cifar_stage",
@@ -52,7 +55,7 @@ _LARGE: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
 }
 
-MODELS: tuple[str, ...] = (*_SMALL, *_LARGE)
+MODELS: tuple[str, ...] = (*_SMALL, *_LARGE, "textcnn")
 """Names that :func:`build_model` takes."""
 
 
@@ -68,11 +71,13 @@ def build_model(
     experts: int | None = None,
     expert_width: float = EXPERT_WIDTH,
     shared_stem: bool = True,
-) -> CifarResNet | ResNet | CifarExperts | ResNetExperts | SeparateExperts:
+    **text: Any,
+) -> CifarResNet | ResNet | CifarExperts | ResNetExperts | SeparateExperts | TextCNN:
     """Make a classification network by name.
 
     ``resnet8``, ``resnet20``, ``resnet32`` (three stages, width 16) are for small images,
-    ``resnet10``, ``resnet50`` (four stages, width 64) for images of about 224 pixels.
+    ``resnet10``, ``resnet50`` (four stages, width 64) for images of about 224 pixels, ``textcnn``
+    for token ids.
 
     Args:
         name: one of :data:`MODELS`.
@@ -88,18 +93,35 @@ def build_model(
         expert_width: width of the experts' own stages relative to the single network's.
         shared_stem: False for experts that share nothing (:class:`SeparateExperts`), each the whole
             single network.
+        **text: the other arguments of :class:`TextCNN`, of ``textcnn`` only: ``vocabulary_size``
+            and on. It has no version with experts, and none of the sizes above.
 
     Returns:
         A module with ``features(x) -> [N, D]``, the attribute ``num_features`` = D and
         ``forward(x) -> logits [N, C]``; with `experts`, both give one tensor an expert.
 
     Raises:
-        ValueError: unknown `name` or `head`, a size below 1, or `stem_stride` for a large-image
+        ValueError: unknown `name` or `head`, a size below 1, or an argument of another kind of
             network.
     """
     if name not in MODELS:
         raise ValueError(
             f"`build_model`: expected `name` to be one of {', '.join(MODELS)}, got {name!r}"
+        )
+    if name == "textcnn":
+        for argument, given in (
+            ("width", width),
+            ("stem_stride", stem_stride),
+            ("experts", experts),
+        ):
+            if given is not None:
+                raise ValueError(
+                    f"`build_model`: expected `{argument}` only with an image network, got {name!r}"
+                )
+        return TextCNN(num_classes=num_classes, head=head, scale=scale, **text)
+    if text:
+        raise ValueError(
+            f"`build_model`: expected `{next(iter(text))}` only with 'textcnn', got {name!r}"
         )
     sizes = {"num_classes": num_classes, "in_channels": in_channels}
     options: dict[str, Any] = {"in_channels": in_channels, "head": head, "scale": scale}

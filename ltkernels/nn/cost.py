@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .heads import NormedLinear
+from .text_cnn import WordEmbedding
 
 __all__ = ["count_macs", "count_parameters"]
 
@@ -28,8 +29,9 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
 
     Counts every call of Conv1d/2d/3d, Linear and NormedLinear in one forward pass of a zero image
     in evaluation mode; batch normalisation, activations and pooling are left out, as in the costs
-    that RIDE and its successors print (sometimes as "FLOPs"). The model is left as it was found:
-    training flags, buffers and hooks.
+    that RIDE and its successors print (sometimes as "FLOPs"). A network with an embedding is given
+    the id 0, L times, and the look-up costs nothing. The model is left as it was found: training
+    flags, buffers and hooks.
 
     Args:
         model: any module built from these layers; must take one tensor ``[1, *input_shape]``.
@@ -46,12 +48,13 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
 
     counted = [m for m in model.modules() if isinstance(m, (*_CONVOLUTIONS, *_PRODUCTS))]
     training = {module: module.training for module in model.modules()}
+    ids = any(isinstance(m, (nn.Embedding, WordEmbedding)) for m in model.modules())
     handles = [module.register_forward_hook(add) for module in counted]
     like: Callable[..., Tensor] = next(model.parameters(), torch.zeros(())).new_zeros
     try:
         model.eval()
         with torch.no_grad():
-            model(like((1, *input_shape)))
+            model(like((1, *input_shape), dtype=torch.int64 if ids else None))
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,7 @@ __all__ = ["ExpertBank", "blocks_of"]
 
 
 def blocks_of(network: nn.Module) -> list[list[nn.Module]]:
-    """The blocks of a network in their order: the stem, each stage, the classifier.
+    """The blocks of a network in their order: the stem or embedding, each stage, the classifier.
 
     Args:
         network: one of :func:`build_model`'s, a single one.
@@ -21,7 +21,7 @@ def blocks_of(network: nn.Module) -> list[list[nn.Module]]:
         Modules of each block.
     """
     children = dict(network.named_children())
-    stem = [children.pop(name) for name in ("conv1", "bn1")]
+    stem = [children.pop(name) for name in ("conv1", "bn1", "embedding") if name in children]
     return [stem, *([child] for child in children.values())]
 
 

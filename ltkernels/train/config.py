@@ -339,6 +339,7 @@ def _validate(config: Config) -> None:
         need(0 <= flat[key] <= 1, key, "a fraction of the run, 0 to 1")
     for key in ("loss.beta", "optimizer.momentum", "data.holdout"):
         need(0 <= flat[key] < 1, key, "a number from 0 to below 1")
+    _validate_text(config, need)
     _validate_subsets(config, need)
     _validate_cbe(config, need)
     milestones = config.schedule.milestones
@@ -356,6 +357,18 @@ def _validate(config: Config) -> None:
         need(config.optimizer.momentum > 0, "optimizer.momentum", "above 0 with nesterov")
     if config.selection == "best_val":
         need(config.data.holdout > 0, "data.holdout", "above 0 with selection = best_val")
+
+
+def _validate_text(config: Config, need: Callable[[bool, str, str], None]) -> None:
+    text, model = config.text, config.model
+    for key in ("max_length", "min_count", "max_words"):
+        value = getattr(text, key)
+        need(value is None or value >= 1, f"text.{key}", "at least 1")
+    for key in ("embedding_width", "feature_maps"):
+        need(getattr(model, key) >= 1, f"model.{key}", "at least 1")
+    widths = model.filter_widths
+    need(min(widths, default=0) >= 1, "model.filter_widths", "a list of numbers, at least 1")
+    need(0 <= model.dropout < 1, "model.dropout", "a probability, 0 to below 1")
 
 
 def _validate_subsets(config: Config, need: Callable[[bool, str, str], None]) -> None:

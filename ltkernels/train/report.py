@@ -97,9 +97,10 @@ def format_results(results: Sequence[Mapping[str, Any]]) -> str:
         "best_val": "epoch chosen on images held out of training",
         "best_test": "epoch chosen on the test set: a leak",
     }[first["selection"]]
+    unit = "texts" if "vocabulary" in first else "images"
     data = (
-        f"{first['dataset']}: {first['train_images']:,} training images of {first['classes']} "
-        f"classes, split {first['split_hash']}; {first['test_images']:,} test images."
+        f"{first['dataset']}: {first['train_images']:,} training {unit} of {first['classes']} "
+        f"classes, split {first['split_hash']}; {first['test_images']:,} test {unit}."
     )
     meaning = (
         "Accuracy in percent, mean over classes; (n): classes of the group by rule "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import ltkernels
-from ltkernels.data import Augmentation, load
+from ltkernels.data import Augmentation, load, vocabulary_of
 from ltkernels.methods import METHODS, Context, SubsetExpert, TestSet
 from ltkernels.nn import build_model, count_macs, count_parameters
 from ltkernels.predictions import write_logits
@@ -38,6 +38,15 @@ from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot, plot_run
 from ltkernels.train.progress import SilentProgress, make_progress
 from ltkernels.train.randomness import seeded
 from ltkernels.train.routing_plots import plot_routing
+from ltkernels.train.text import (
+    VOCABULARY,
+    check_inputs,
+    network_arguments,
+    text_options,
+    vocabulary_hash,
+    vocabulary_record,
+    word_vectors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,14 +103,15 @@ def load_method(run: Path, dataset: LongTailedDataset, device: torch.device) -> 
 
     Args:
         run: folder of the run.
-        dataset: data set of the same classes and image channels.
+        dataset: data set of the same classes, and image channels or vocabulary.
         device: where to put it.
 
     Returns:
         The method; ``predict(images)`` gives logits.
 
     Raises:
-        ConfigError: the folder holds no finished run, or one of another number of classes.
+        ConfigError: the folder holds no finished run, or one of another number of classes or
+            another vocabulary.
     """
     from safetensors import safe_open
 
@@ -110,12 +120,18 @@ def load_method(run: Path, dataset: LongTailedDataset, device: torch.device) -> 
         raise ConfigError(f"{run} holds no finished run: {path.name} is missing")
     config = load_config(run)
     with safe_open(path, framework="pt", device="cpu") as file:
-        trained_on = int(file.metadata()["num_classes"])
+        metadata = file.metadata()
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    classes = len(dataset.class_names)
+    trained_on, classes = int(metadata["num_classes"]), len(dataset.class_names)
     if trained_on != classes:
         raise ConfigError(
             f"{run} was trained on {trained_on} classes, {dataset.name} has {classes}"
+        )
+    words, own = metadata.get("vocabulary", ""), vocabulary_hash(dataset)
+    if words != own:
+        raise ConfigError(
+            f"{run} was trained with vocabulary {words or 'none'}, {dataset.name} has "
+            f"{own or 'none'}: token ids mean other words"
         )
     method = untrained_method(config, dataset, device)
     method.model.load_state_dict(state)
@@ -140,8 +156,8 @@ def train(
     """Train one run and write its folder.
 
     ``OUT`` gets ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt``, ``model.safetensors``,
-    ``logits.safetensors``, ``result.json``, ``plots/*.png``, and a folder for each run that the
-    method needs first.
+    ``logits.safetensors``, ``result.json``, ``plots/*.png``, on texts ``vocabulary.txt``, and a
+    folder for each run that the method needs first.
 
     Args:
         config: the resolved configuration.
@@ -214,18 +230,16 @@ def _context(
     device: torch.device,
     teachers: dict[str, Method],
     validation: tuple[Inputs, Tensor] | None = None,
+    vectors: tuple[Tensor, Tensor] | None = None,
 ) -> Context:
     model = config.model
     build = partial(
         build_model,
         model.name,
         num_classes=len(dataset.class_names),
-        in_channels=dataset.input_shape[0],
         head=model.head,
         scale=model.scale,
-        width=model.width,
-        stem_stride=model.stem_stride,
-        expert_width=model.expert_width,
+        **network_arguments(config, dataset, vectors),
     )
     return Context(config, dataset, dataset.class_counts, device, build, teachers, validation)
 
@@ -246,6 +260,8 @@ class _Run:
         threads = use_threads(config.threads, world)
         whole = self.given_dataset or load_dataset(config)
         dataset, validation = hold_out(whole, config)
+        check_inputs(config, dataset)
+        vectors = word_vectors(config, dataset)
         preface = METHODS[config.method].preface(config, dataset)
         if preface:
             self.progress.note(preface)
@@ -259,7 +275,7 @@ class _Run:
             teachers[name] = load_method(run, dataset, device)
             teacher_records[name] = record
         with seeded(config.seed, "model"):
-            context = _context(config, dataset, device, teachers, validation)
+            context = _context(config, dataset, device, teachers, validation, vectors)
             method = METHODS[config.method](context)
         method.to(device)
         trainer = Trainer(
@@ -277,6 +293,7 @@ class _Run:
         sources = self._sources(trainer, validation, logits) if config.keep_logits else {}
         result = {
             **_result(config, dataset, trainer, logits),
+            **vocabulary_record(dataset, vectors),
             "teacher": None,
             **teacher_records,
             **method.report(self._test_set(trainer)),
@@ -350,6 +367,9 @@ class _Run:
     ) -> None:
         dataset = trainer.dataset
         _save_network(self.out / "model.safetensors", trainer.method.model, self.config, dataset)
+        vocabulary = vocabulary_of(dataset)
+        if vocabulary is not None:
+            write_atomic(self.out / VOCABULARY, vocabulary.to_text())
         if can_plot():
             title = f"{self.config.method} on {dataset.name}, seed {self.config.seed}"
             if any("lfme" in row for row in trainer.history):
@@ -394,6 +414,7 @@ def load_dataset(config: Config) -> LongTailedDataset:
         kind=data.kind,
         seed=data.seed,
         draw=data.draw,
+        text=text_options(config),
     )
     if not data.rotation:
         return dataset
@@ -446,6 +467,8 @@ def _save_network(path: Path, model: nn.Module, config: Config, dataset: LongTai
         "num_classes": str(len(dataset.class_names)),
         "ltkernels": ltkernels.__version__,
     }
+    if vocabulary_of(dataset) is not None:
+        metadata["vocabulary"] = vocabulary_hash(dataset)
     write_atomic(path, save(state, metadata))
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "RoutingConfig",
     "ScheduleConfig",
     "SubsetsConfig",
+    "TextConfig",
     "ViewsConfig",
 ]
 
@@ -34,7 +35,7 @@ class DataConfig:
     root: str = ""
     """Folder that holds the data set's files; empty: the usual places."""
     imbalance: float | None = None
-    """Largest class count over the smallest; None: the data set's own."""
+    """Largest class count over the smallest; None: the data set's own (wordnet-lt: not drawn)."""
     kind: Literal["exp", "step"] = "exp"
     """Profile of the class counts."""
     draw: Literal["ltkernels", "official"] = "ltkernels"
@@ -56,6 +57,18 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """How texts become token ids; of data sets of texts."""
+
+    max_length: int = 64
+    """Words of a text that are kept."""
+    min_count: int = 1
+    """How often a word must occur in the training texts to have an id of its own."""
+    max_words: int | None = None
+    """Words with an id, the most frequent ones; None: all."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The network."""
 
@@ -73,6 +86,18 @@ class ModelConfig:
     """Channels of the stem; None: the network's own."""
     stem_stride: int | None = None
     """Stride of the stem of a small-image network; None: 1."""
+    embedding_width: int = 300
+    """TextCNN: width of a word's vector."""
+    embeddings: str = ""
+    """TextCNN: file of word vectors to begin with, in GloVe's text format; empty: random ones."""
+    static_embeddings: bool = False
+    """TextCNN: word vectors do not learn."""
+    filter_widths: tuple[int, ...] = (3, 4, 5)
+    """TextCNN: words that a filter sees."""
+    feature_maps: int = 100
+    """TextCNN: filters of each width."""
+    dropout: float = 0.5
+    """TextCNN: probability with which a feature is dropped before the classifier."""
 
 
 @dataclass(frozen=True)
@@ -417,6 +442,7 @@ class Config:
     """Keep the logits of test and validation images in the run's folder (4 bytes an image and
     class), so that ``evaluate``, ``compare`` and ``fuse`` need not predict again."""
     data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

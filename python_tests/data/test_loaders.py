@@ -440,4 +440,12 @@ def test_load_bad_input_is_named(arguments, message):
 
 
 def test_names():
-    assert DATASETS == ("glyph-lt", "digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt")
+    assert DATASETS == (
+        "glyph-lt",
+        "digits-lt",
+        "fashion-mnist-lt",
+        "cifar10-lt",
+        "cifar100-lt",
+        "wordnet-lt",
+        "agnews-lt",
+    )

@@ -24,7 +24,7 @@ def image_of(name, n=2, channels=3):
     return torch.randn(n, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "textcnn"])
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 def test_forward_is_the_head_on_the_features(name, head):
     model = build_model(name, 7, in_channels=1, head=head, scale=12.0, width=8).eval()
@@ -195,7 +195,7 @@ def test_compiles_in_one_graph_with_the_same_gradients(name, head):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet9"}, "one of resnet8, resnet20, resnet32, resnet10, resnet50, got"),
+        ({"name": "resnet9"}, "resnet32, resnet10, resnet50, textcnn, got"),
         ({"head": "mlp"}, "`head`"),
         ({"num_classes": 0}, "`num_classes` to be >= 1, got 0"),
         ({"in_channels": 0}, "`in_channels`"),
