@@ -6,6 +6,7 @@ import ltkernels
 
 COMMANDS = {
     "ltkernels.train": "train a method; without arguments, the quick demonstration",
+    "ltkernels.data": "what a data set holds; image files packed for fast loading",
     "ltkernels.analyze": "of runs and data: bias and variance, long-tailness, loss landscape ...",
     "ltkernels.fuse": "join trained models, or saved logits of any origin, to one classifier",
     "ltkernels.selftest": "compare random calls of the fused ops with their definition",

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import ltkernels
-from ltkernels.data import load
+from ltkernels.data import ImageOptions, load
 from ltkernels.methods import METHODS, Context, SubsetExpert, TestSet
-from ltkernels.nn import build_model, count_macs, count_parameters
+from ltkernels.nn import build_model, count_macs, count_parameters, load_pretrained
 from ltkernels.train.checkpoint import write_atomic
 from ltkernels.train.config import (
     RUNTIME_KEYS,
@@ -37,6 +37,8 @@ from ltkernels.train.randomness import seeded
 from ltkernels.train.routing_plots import plot_routing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from ltkernels.data import Inputs, LongTailedDataset
@@ -113,6 +115,7 @@ def load_method(run: Path, dataset: LongTailedDataset, device: torch.device) -> 
 
 def untrained_method(config: Config, dataset: LongTailedDataset, device: torch.device) -> Method:
     """The method of a configuration as it is before training, without its teachers."""
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=""))
     return METHODS[config.method](_context(config, dataset, device, {}))
 
 
@@ -189,7 +192,7 @@ def _context(
     validation: tuple[Inputs, Tensor] | None = None,
 ) -> Context:
     model = config.model
-    build = partial(
+    build: Callable[..., Any] = partial(
         build_model,
         model.name,
         num_classes=len(dataset.class_names),
@@ -200,7 +203,15 @@ def _context(
         stem_stride=model.stem_stride,
         expert_width=model.expert_width,
     )
+    if model.weights:
+        build = partial(_build_pretrained, build, Path(model.weights))
     return Context(config, dataset, dataset.class_counts, device, build, teachers, validation)
+
+
+def _build_pretrained(build: Callable[..., nn.Module], weights: Path, **options: Any) -> nn.Module:
+    network = build(**options)
+    load_pretrained(network, weights)
+    return network
 
 
 @dataclass(frozen=True)
@@ -338,6 +349,9 @@ def load_dataset(config: Config) -> LongTailedDataset:
         kind=data.kind,
         seed=data.seed,
         draw=data.draw,
+        images=ImageOptions(
+            data.image_size, data.crop, data.interpolation, data.jitter, config.workers
+        ),
     )
 
 
@@ -349,9 +363,12 @@ def load_training_set(config: Config) -> LongTailedDataset:
 def hold_out(
     dataset: LongTailedDataset, config: Config
 ) -> tuple[LongTailedDataset, tuple[Inputs, Tensor] | None]:
-    """What a run trains on, and the validation inputs and labels it holds out; None for none."""
+    """What a run trains on, and its validation inputs and labels; None for none.
+
+    They are held out of training (``data.holdout``), else the data set's own where it has some.
+    """
     if not config.data.holdout:
-        return dataset, None
+        return dataset, dataset.validation
     data = config.data
     smaller, inputs, labels = dataset.holdout(
         fraction=data.holdout, at_least=data.holdout_min, seed=data.seed

@@ -440,4 +440,5 @@ def test_load_bad_input_is_named(arguments, message):
 
 
 def test_names():
-    assert DATASETS == ("glyph-lt", "digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt")
+    in_memory = ("glyph-lt", "digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt")
+    assert (*in_memory, "imagenet-lt", "places-lt", "inat2018") == DATASETS
