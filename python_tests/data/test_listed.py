@@ -63,7 +63,8 @@ def test_the_split_hash_is_of_the_images_not_of_their_order(tree, copy):
     lines = file.read_text().splitlines(True)
     file.write_text("".join(reversed(lines)))
     assert load("imagenet-lt", root=copy).split_hash == before.split_hash
-    file.write_text("".join(lines[1:]))
+    kept = [line for line in lines if not line.split()[0].endswith("_1.JPEG")]
+    file.write_text("".join(kept))
     assert load("imagenet-lt", root=copy).split_hash != before.split_hash
     smaller, inputs, labels = before.holdout(fraction=0.3)
     assert smaller.split_hash != before.split_hash
