@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .contrast_view import color_jitter
-from .transforms import Augmentation, cutout, flip, normalize, shift
+from .transforms import Augmentation
 
 __all__ = ["PhotoAugmentation"]
 
@@ -30,14 +30,10 @@ class PhotoAugmentation(Augmentation):
                 f"`PhotoAugmentation`: expected `jitter` to be in 0..1, got {self.jitter}"
             )
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment and normalise a uint8 batch ``[N, channels, H, W]``; returns float32."""
-        images = shift(images, self.shift, generator, fill=self.fill)
-        if self.flip:
-            images = flip(images, generator)
+    def _colours(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if not self.jitter:
-            return cutout(normalize(images, self.mean, self.std), self.cutout, generator)
+            return super()._colours(images, generator)
         strength = dict.fromkeys(("brightness", "contrast", "saturation"), self.jitter)
         coloured = color_jitter(images.float() / 255, generator, **strength, hue=0)
         mean, std = (coloured.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return cutout((coloured - mean) / std, self.cutout, generator)
+        return (coloured - mean) / std
