@@ -1,6 +1,6 @@
 """Images a second that the loader of image files gives, beside a plain DataLoader with Pillow.
 
-    python bench/loader.py [--images 384] [--rounds 3] [--width 500 --height 375] [--out FILE.md]
+    python bench/loader.py [--images 256] [--rounds 3] [--width 500 --height 375] [--out FILE.md]
 
 Writes a tree of JPEGs with the spectrum of photographs (500x375 as in ImageNet), packs it twice
 (JPEG and plain pixels), then loads all of it for training (random crop, 224 pixels, uint8, batches
@@ -12,6 +12,7 @@ a uint8 tensor, collated. Every side decodes every image in every round.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import random
 import tempfile
@@ -90,10 +91,18 @@ def inputs_of(root: Path, workers: int) -> ImageFiles:
     return data.train_inputs
 
 
-def run_ours(inputs: ImageFiles, epoch: int) -> None:
-    batches = torch.randperm(len(inputs)).split(BATCH)
+def run_ours(inputs: ImageFiles, passes: int, epoch: int) -> None:
+    batches = torch.randperm(len(inputs) * passes).remainder(len(inputs)).split(BATCH)
     seen = sum(len(x) for x in load_batches(inputs, batches, (0, 0, epoch)))
-    assert seen == len(inputs)
+    assert seen == len(inputs) * passes
+
+
+def timed(side: Callable[[int], None], seconds: list[float], epoch: int) -> None:
+    """Also note the processor time, that of ended workers included."""
+    before = sum(os.times()[:4])
+    side(epoch)
+    gc.collect()  # the DataLoader's workers end with its iterator
+    seconds.append(sum(os.times()[:4]) - before)
 
 
 def run_plain(loader: DataLoader[Tensor], images: int, epoch: int) -> None:
@@ -143,7 +152,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=384)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--passes", type=int, default=4, help="over all images in a sample")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--width", type=int, default=500)
     parser.add_argument("--height", type=int, default=375)
@@ -152,6 +162,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    passes = arguments.passes
     counts = [int(n) for n in arguments.workers.split(",")]
     before = load()
     lines = []
@@ -172,10 +183,13 @@ def main() -> None:
         sides: dict[str, Callable[[int], None]] = {}
         paths = sorted((root / "train").rglob("*.JPEG"))
         for n in counts:
-            loader = DataLoader(PlainDataset(paths), BATCH, shuffle=True, num_workers=n)
-            sides[f"DataLoader and Pillow|{n}"] = partial(run_plain, loader, len(paths))
+            loader = DataLoader(PlainDataset(paths * passes), BATCH, shuffle=True, num_workers=n)
+            sides[f"DataLoader and Pillow|{n}"] = partial(run_plain, loader, len(paths) * passes)
             for name, where in (("files", root), ("packed", packed), ("packed --raw", raw)):
-                sides[f"{name}|{n}"] = partial(run_ours, inputs_of(where, n))
+                sides[f"{name}|{n}"] = partial(run_ours, inputs_of(where, n), passes)
+        processor: dict[str, list[float]] = {name: [] for name in sides}
+        for name, side in sides.items():
+            sides[name] = partial(timed, side, processor[name])
         usage = _usage()
         samples = interleave(sides, rounds=arguments.rounds, device=torch.device("cpu"))
         usage = _usage() - usage
@@ -190,20 +204,25 @@ def main() -> None:
         f"{kilobytes:.0f} KiB each; packed with a shorter side of 256: "
         f"{size['packed'] / arguments.images / 1024:.0f} KiB each, --raw "
         f"{size['raw'] / arguments.images / 1024:.0f}; packing: {pack_rate:.0f} images a second, "
-        f"one process. {arguments.rounds} rounds, all sides in turns; medians (quartiles)."
+        f"one process. {arguments.rounds} rounds of {passes} passes over them, all sides in turns; "
+        "medians (quartiles)."
     )
     say()
-    say("Images a second, random crops of 224 pixels:")
-    say()
-    say("| from | " + " | ".join(f"{n} workers" for n in counts) + " |")
-    say("|---|" + "---|" * len(counts))
-    for name in dict.fromkeys(side.split("|")[0] for side in sides):
-        cells = []
-        for n in counts:
-            q = Quartiles.of([arguments.images / s for s in samples[f"{name}|{n}"]])
-            cells.append(f"{q.median:.0f} ({q.low:.0f}-{q.high:.0f})")
-        say(f"| {name} | " + " | ".join(cells) + " |")
-    say()
+    for title, seconds in (
+        ("Images a second", samples),
+        ("Images a second of processor time, all processes together", processor),
+    ):
+        say(f"{title}, random crops of 224 pixels:")
+        say()
+        say("| from | " + " | ".join(f"{n} workers" for n in counts) + " |")
+        say("|---|" + "---|" * len(counts))
+        for name in dict.fromkeys(side.split("|")[0] for side in sides):
+            cells = []
+            for n in counts:
+                q = Quartiles.of([arguments.images * passes / s for s in seconds[f"{name}|{n}"]])
+                cells.append(f"{q.median:.0f} ({q.low:.0f}-{q.high:.0f})")
+            say(f"| {name} | " + " | ".join(cells) + " |")
+        say()
     say("Milliseconds an image in one process, by stage (medians):")
     say()
     names = list(parts)
