@@ -46,6 +46,7 @@ from .transforms import (
     flip,
     mixup,
     normalize,
+    rotate,
     shift,
 )
 from .views import VIEWS, View, make_view
@@ -89,6 +90,7 @@ __all__ = [
     "normalize",
     "rand_augment",
     "random_resized_crop",
+    "rotate",
     "shift",
 ]
 

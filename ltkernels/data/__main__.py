@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--root", type=Path, metavar="DIR", help="folder of the lists and the images")
     add("--size", type=int, default=256, metavar="N", help="pixels (default: 256)")
     add("--quality", type=int, default=90, metavar="Q", help="of the JPEGs (default: 90)")
-    add("--raw", action="store_true", help="pixels instead of JPEGs: ten times the bytes, faster")
+    add("--raw", action="store_true", help="pixels instead of JPEGs: five to ten times the bytes")
     add("--workers", type=int, default=0, metavar="N", help="processes (default: this one)")
     return parser
 

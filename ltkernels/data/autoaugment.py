@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .transforms import _check_batch, cutout, flip, normalize, shift
+from .transforms import _check_batch, affine, cutout, flip, normalize, shift
 
 __all__ = ["CIFAR_POLICY", "OPERATIONS", "PolicyView", "apply_operation", "auto_augment"]
 
@@ -130,47 +130,32 @@ def _check(images: Tensor) -> None:
 # -- geometry: the strength is a part of the range that the paper searched ------------------------
 
 
-def _affine(images: Tensor, rows: list[Tensor], fill: int) -> Tensor:
-    """Take the colour of each pixel from where a matrix (in pixels, about the centre) puts it."""
-    n, _, height, width = images.shape
-    a, b, c, d, e, f = rows
-    # affine_grid measures in half sides of the image.
-    theta = torch.stack(
-        [a, b * height / width, 2 * c / width, d * width / height, e, 2 * f / height], dim=1
-    ).view(n, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    moved = F.grid_sample(
-        images.float() - fill, grid, mode="nearest", padding_mode="zeros", align_corners=False
-    )
-    return (moved + fill).to(torch.uint8)
-
-
 def _shear_x(images: Tensor, strength: float, sign: Tensor, fill: int) -> Tensor:
     one, zero = torch.ones_like(sign), torch.zeros_like(sign)
-    return _affine(images, [one, 0.3 * strength * sign, zero, zero, one, zero], fill)
+    return affine(images, [one, 0.3 * strength * sign, zero, zero, one, zero], fill)
 
 
 def _shear_y(images: Tensor, strength: float, sign: Tensor, fill: int) -> Tensor:
     one, zero = torch.ones_like(sign), torch.zeros_like(sign)
-    return _affine(images, [one, zero, zero, 0.3 * strength * sign, one, zero], fill)
+    return affine(images, [one, zero, zero, 0.3 * strength * sign, one, zero], fill)
 
 
 def _translate_x(images: Tensor, strength: float, sign: Tensor, fill: int) -> Tensor:
     one, zero = torch.ones_like(sign), torch.zeros_like(sign)
     pixels = (150 / 331 * strength * images.shape[3] * sign).round()
-    return _affine(images, [one, zero, pixels, zero, one, zero], fill)
+    return affine(images, [one, zero, pixels, zero, one, zero], fill)
 
 
 def _translate_y(images: Tensor, strength: float, sign: Tensor, fill: int) -> Tensor:
     one, zero = torch.ones_like(sign), torch.zeros_like(sign)
     pixels = (150 / 331 * strength * images.shape[2] * sign).round()
-    return _affine(images, [one, zero, zero, zero, one, pixels], fill)
+    return affine(images, [one, zero, zero, zero, one, pixels], fill)
 
 
 def _rotate(images: Tensor, strength: float, sign: Tensor, fill: int) -> Tensor:
     angle = torch.deg2rad(30 * strength * sign)
     zero = torch.zeros_like(angle)
-    return _affine(images, [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero], fill)
+    return affine(images, [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero], fill)
 
 
 # -- colours: a blend with an origin by the factor 1 +- 0.9 strength, as Pillow's enhancers -------

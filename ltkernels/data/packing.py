@@ -41,7 +41,7 @@ class PackOptions:
     Args:
         size: pixels of the shorter side.
         quality: of the JPEGs, 1 to 100.
-        raw: pixels instead of JPEGs: about ten times the bytes, and no decoding.
+        raw: pixels instead of JPEGs: five to ten times the bytes, and no decoding.
         workers: processes; 0 packs in this one.
     """
 

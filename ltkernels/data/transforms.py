@@ -21,11 +21,13 @@ from .inputs import Inputs
 __all__ = [
     "Augmentation",
     "Transform",
+    "affine",
     "channel_statistics",
     "cutout",
     "flip",
     "mixup",
     "normalize",
+    "rotate",
     "shift",
 ]
 
@@ -96,6 +98,59 @@ def flip(images: Tensor, generator: torch.Generator, *, p: float = 0.5) -> Tenso
         raise ValueError(f"`flip`: expected `p` to be in [0, 1], got {p}")
     drawn = torch.rand(images.shape[0], generator=generator, device=generator.device) < p
     return torch.where(drawn.to(images.device)[:, None, None, None], images.flip(3), images)
+
+
+def affine(images: Tensor, rows: list[Tensor], fill: int) -> Tensor:
+    """Take the value of each pixel from where a matrix about the centre puts it; nearest pixel.
+
+    Args:
+        images: uint8 ``[N, channels, H, W]``.
+        rows: the six entries ``a, b, c, d, e, f`` in pixels, ``[N]`` each: the pixel ``(x, y)``
+            comes from ``(a x + b y + c, d x + e y + f)``.
+        fill: value of what comes in from outside.
+
+    Returns:
+        uint8 tensor of the shape of `images`.
+    """
+    n, _, height, width = images.shape
+    a, b, c, d, e, f = rows
+    # affine_grid measures in half sides of the image.
+    theta = torch.stack(
+        [a, b * height / width, 2 * c / width, d * width / height, e, 2 * f / height], dim=1
+    ).view(n, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    moved = F.grid_sample(
+        images.float() - fill, grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )
+    return (moved + fill).to(torch.uint8)
+
+
+def rotate(images: Tensor, degrees: float, generator: torch.Generator, *, fill: int = 0) -> Tensor:
+    """Turn each image about its centre by an angle uniform on ``-degrees ... degrees``.
+
+    The nearest pixel is taken, as by torchvision's ``RandomRotation``.
+
+    Args:
+        images: uint8 ``[N, channels, H, W]``.
+        degrees: largest angle, >= 0.
+        generator: source of the N angles.
+        fill: value of the corners that come in from outside.
+
+    Returns:
+        uint8 tensor of the shape of `images`.
+
+    Raises:
+        ValueError: `images` is not 4-D or `degrees` is negative.
+    """
+    _check_batch("rotate", images)
+    if degrees < 0:
+        raise ValueError(f"`rotate`: expected `degrees` to be >= 0, got {degrees}")
+    if degrees == 0:
+        return images
+    drawn = torch.rand(len(images), generator=generator, device=generator.device)
+    angle = torch.deg2rad(degrees * (2 * drawn - 1)).to(images.device)
+    zero, sin, cos = torch.zeros_like(angle), angle.sin(), angle.cos()
+    return affine(images, [cos, -sin, zero, sin, cos, zero], fill)
 
 
 def cutout(images: Tensor, size: int, generator: torch.Generator, *, fill: float = 0) -> Tensor:
@@ -238,7 +293,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What a training batch goes through: shift, flip, normalisation, cutout, in this order.
+    """What a training batch goes through: shift, flip, turn, normalisation, cutout, in this order.
 
     Call it on a uint8 batch and a generator to get the float32 training batch; use
     :meth:`normalize` for evaluation. The same generator state gives the same batch. Change a field
@@ -249,8 +304,9 @@ class Augmentation:
         std: per channel, of images / 255, > 0.
         shift: largest shift in pixels (pad-and-crop); 0 is off.
         flip: mirror each image left to right with probability 1/2.
+        rotation: largest angle in degrees by which an image is turned; 0 is off.
         cutout: side in pixels of a square set to the mean colour; 0 is off.
-        fill: uint8 value of pixels shifted in from outside.
+        fill: uint8 value of pixels that come in from outside.
 
     Raises:
         ValueError: lengths of `mean` and `std` differ, a `std` is not positive, or a size is
@@ -261,6 +317,7 @@ class Augmentation:
     std: tuple[float, ...]
     shift: int = 0
     flip: bool = False
+    rotation: float = 0
     cutout: int = 0
     fill: int = 0
 
@@ -272,7 +329,8 @@ class Augmentation:
             )
         if not all(s > 0 for s in self.std):
             raise ValueError(f"`Augmentation`: expected `std` to be positive, got {self.std}")
-        for name, size in (("shift", self.shift), ("cutout", self.cutout)):
+        for name in ("shift", "rotation", "cutout"):
+            size = getattr(self, name)
             if size < 0:
                 raise ValueError(f"`Augmentation`: expected `{name}` to be >= 0, got {size}")
 
@@ -281,6 +339,7 @@ class Augmentation:
         images = shift(images, self.shift, generator, fill=self.fill)
         if self.flip:
             images = flip(images, generator)
+        images = rotate(images, self.rotation, generator, fill=self.fill)
         return cutout(self._colours(images, generator), self.cutout, generator)
 
     def _colours(self, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ltkernels.fusion import STRATEGIES, correct_reject
 from ltkernels.metrics import SHOT_RULES
+from ltkernels.predictions import files
+from ltkernels.predictions.runs import logits_of_run
 from ltkernels.train.checkpoint import write_atomic
 from ltkernels.train.config import ConfigError
 from ltkernels.train.loop import TrainingError
 
-from . import files
-from .runs import logits_of_run
 from .sources import Source, join
 from .table import evaluate, format_table
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from ltkernels.data.sampling import epoch_indices
+from ltkernels.data.sampling import balanced_epoch_indices, epoch_indices
 from ltkernels.data.transforms import mixup
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class Method(nn.Module, ABC):
         return (Stage("train", c.epochs, c.batch_size, c.lr, c.weight_decay, c.schedule),)
 
     def order(self, stage: Stage, epoch: int) -> Tensor:
-        """Training images of an epoch in their order: a permutation, unless a method samples.
+        """Training images of an epoch in their order: a permutation, unless classes are balanced.
 
         Args:
             stage: the running stage.
@@ -195,8 +195,10 @@ class Method(nn.Module, ABC):
         Returns:
             int64 ``[n]``, positions in the training set; a function of the arguments and the seed.
         """
-        n = len(self.context.dataset.train_labels)
-        return epoch_indices(n, self.context.config.seed, epoch)
+        labels, seed = self.context.dataset.train_labels, self.context.config.seed
+        if self.context.config.data.sampling == "class":
+            return balanced_epoch_indices(labels, seed, epoch)
+        return epoch_indices(len(labels), seed, epoch)
 
     def prepare(
         self, inputs: Tensor, labels: Tensor, indices: Tensor, generator: torch.Generator

@@ -45,7 +45,7 @@ class ConfigError(ValueError):
 
 
 # Keys that may differ between a run and its continuation: they say where it runs, not what.
-RUNTIME_KEYS = frozenset({"device", "threads", "workers", "data.root"})
+RUNTIME_KEYS = frozenset({"device", "threads", "workers", "data.root", "keep_logits"})
 
 
 # -- from tables to a Config ---------------------------------------------------------------------
@@ -397,6 +397,7 @@ def _validate_subsets(config: Config, need: Callable[[bool, str, str], None]) ->
 
 def _validate_cbe(config: Config, need: Callable[[bool, str, str], None]) -> None:
     cbe = config.cbe
+    need(config.data.rotation >= 0, "data.rotation", "degrees not below 0")
     need(config.data.holdout_min >= 0, "data.holdout_min", "a number not below 0")
     if config.data.holdout_min:
         need(config.data.holdout > 0, "data.holdout", "above 0 with data.holdout_min")

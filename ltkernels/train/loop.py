@@ -19,6 +19,7 @@ from ltkernels.methods.method import Batch
 from ltkernels.train.checkpoint import load_checkpoint, save_checkpoint, write_atomic
 from ltkernels.train.evaluation import in_layout, predict_logits, score
 from ltkernels.train.interrupt import Interrupted, Interruption
+from ltkernels.train.memory import peak_memory, restart_peak
 from ltkernels.train.randomness import seed_global
 from ltkernels.train.schedule import lr_factor
 
@@ -61,7 +62,9 @@ def resolve_device(name: str, world: World) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise TrainingError(f"unknown device {name!r}: {str(error).splitlines()[0]}") from error
+        raise TrainingError(
+            f"unknown device {name!r}: expected auto, cpu, cuda or cuda:1 ..."
+        ) from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise TrainingError(f"device {name!r} was asked for, but torch sees no CUDA device")
@@ -141,6 +144,9 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
+        self.peak_memory: int | None = None
+        """Bytes at the most, of the process that took most; see ``memory.peak_memory``."""
+        restart_peak(device)
         self._class_counts = dataset.class_counts
         # What is in memory lives on the device as it is stored; a step then only indexes it.
         self._inputs = dataset.train_inputs
@@ -188,6 +194,7 @@ class Trainer:
             self._at = _Position(**saved["position"])
             self.history, self.seconds = saved["history"], saved["seconds"]
             self.best = saved["best"]
+            self.peak_memory = saved.get("peak_memory")
         stages = self.method.stages()
         if saved is not None and self._at.stage == len(stages):
             self.method.load_state_dict(saved["method"])
@@ -423,6 +430,10 @@ class Trainer:
             self.best = {"epoch": row["epoch"], "accuracy": accuracy, "method": state}
 
     def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
+        peak = peak_memory(self.device)
+        if peak is not None:
+            here = self.world.largest(peak, self.device)
+            self.peak_memory = max(here, self.peak_memory or 0)
         if not self.world.is_main:
             return
         save_checkpoint(
@@ -435,6 +446,7 @@ class Trainer:
                 "history": self.history,
                 "seconds": self.seconds,
                 "best": self.best,
+                "peak_memory": self.peak_memory,
             },
         )
         # Rewritten from the checkpoint's own rows: the two files never disagree.

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import ltkernels
-from ltkernels.data import ImageOptions, load
+from ltkernels.data import Augmentation, ImageOptions, load
 from ltkernels.methods import METHODS, Context, SubsetExpert, TestSet
 from ltkernels.nn import build_model, count_macs, count_parameters, load_pretrained
+from ltkernels.predictions import write_logits
+from ltkernels.predictions.of_method import has_experts, source_of_method
 from ltkernels.train.checkpoint import write_atomic
 from ltkernels.train.config import (
     RUNTIME_KEYS,
@@ -31,21 +33,25 @@ from ltkernels.train.experts_plots import plot_experts
 from ltkernels.train.fusion_plots import plot_fusion
 from ltkernels.train.lfme_plots import plot_lfme
 from ltkernels.train.loop import Trainer, resolve_device, use_threads
+from ltkernels.train.memory import memory_kind
 from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot, plot_run
 from ltkernels.train.progress import SilentProgress, make_progress
 from ltkernels.train.randomness import seeded
 from ltkernels.train.routing_plots import plot_routing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
     from ltkernels.data import Inputs, LongTailedDataset
     from ltkernels.methods import Method
+    from ltkernels.predictions import Source
     from ltkernels.train.progress import Progress
 
 __all__ = [
+    "EXPERT_LOGITS",
+    "LOGITS",
     "hold_out",
     "load_config",
     "load_dataset",
@@ -55,6 +61,11 @@ __all__ = [
     "train",
     "untrained_method",
 ]
+
+LOGITS = "logits.safetensors"
+"""In a run's folder: what it predicts for test and validation images, if ``keep_logits``."""
+EXPERT_LOGITS = "expert_logits.safetensors"
+"""The same of each expert, where experts of parts of the classes are joined."""
 
 # What a run that has trained leaves; a configuration alone is one that failed before it began.
 _RUN_FILES = ("checkpoint.pt", "metrics.jsonl", "model.safetensors", "result.json")
@@ -130,7 +141,8 @@ def train(
     """Train one run and write its folder.
 
     ``OUT`` gets ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt``, ``model.safetensors``,
-    ``result.json``, ``plots/*.png``, and a folder for each run that the method needs first.
+    ``logits.safetensors``, ``result.json``, ``plots/*.png``, and a folder for each run that the
+    method needs first.
 
     Args:
         config: the resolved configuration.
@@ -155,11 +167,17 @@ def train(
     config = METHODS[config.method].complete(config)
     device = resolve_device(config.device, world)
     world.start(device)
+    made_now = not out.exists()
     _claim(config, out, resume, world)
     finished = load_result(out)
     if finished is not None and (not can_plot() or (out / "plots").exists()):
         return finished
-    return _Run(config, out, device, world, progress, dataset).execute()
+    try:
+        return _Run(config, out, device, world, progress, dataset).execute()
+    except Exception:
+        if made_now and world.is_main:
+            _leave_no_empty_folder(out)
+        raise
 
 
 def _claim(config: Config, out: Path, resume: bool, world: World) -> None:
@@ -182,6 +200,13 @@ def _claim(config: Config, out: Path, resume: bool, world: World) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "config.toml", to_toml(config))
     world.barrier()
+
+
+def _leave_no_empty_folder(out: Path) -> None:
+    """A run that failed before its first checkpoint leaves nothing behind."""
+    if [path.name for path in out.iterdir()] == ["config.toml"]:
+        (out / "config.toml").unlink()
+        out.rmdir()
 
 
 def _context(
@@ -258,6 +283,7 @@ class _Run:
         )
         trainer.fit()
         logits = trainer.logits(dataset.test_inputs)
+        sources = self._sources(trainer, validation, logits) if config.keep_logits else {}
         result = {
             **_result(config, dataset, trainer, logits),
             "teacher": None,
@@ -267,8 +293,13 @@ class _Run:
             "threads": threads,
             "processes": world.size,
         }
+        result["seconds_total"] = result["seconds"] + sum(
+            _total_seconds(record) for record in teacher_records.values()
+        )
         document = json.dumps(result, indent=2)
         if world.is_main:
+            for name, source in sources.items():
+                write_logits(self.out / name, source)
             self._write(document, result, trainer, logits)
         world.barrier()
         # As a later reader of the file sees it: lists, not tuples.
@@ -293,6 +324,25 @@ class _Run:
             progress=self.progress,
         )
         return folder
+
+    def _sources(
+        self, trainer: Trainer, validation: tuple[Inputs, Tensor] | None, logits: Tensor
+    ) -> dict[str, Source]:
+        """What is kept of the run's predictions, by file name."""
+        method = trainer.method
+        make = partial(
+            source_of_method,
+            str(self.out),
+            method,
+            trainer.dataset,
+            validation,
+            trainer.logits,
+            rule=self.config.shot_rule,
+        )
+        sources = {LOGITS: make(predicted=logits)}
+        if has_experts(method):
+            sources[EXPERT_LOGITS] = make(experts=True)
+        return sources
 
     def _test_set(self, trainer: Trainer) -> TestSet:
         dataset = trainer.dataset
@@ -340,9 +390,13 @@ class _Run:
 
 
 def load_dataset(config: Config) -> LongTailedDataset:
-    """The data set that a configuration names; nothing of it held out."""
+    """The data set that a configuration names; nothing of it held out.
+
+    Raises:
+        ConfigError: images are to be turned, and there are none.
+    """
     data = config.data
-    return load(
+    dataset = load(
         config.dataset,
         root=data.root or None,
         imbalance=data.imbalance,
@@ -353,6 +407,12 @@ def load_dataset(config: Config) -> LongTailedDataset:
             data.image_size, data.crop, data.interpolation, data.jitter, config.workers
         ),
     )
+    if not data.rotation:
+        return dataset
+    if not isinstance(dataset.transform, Augmentation):
+        raise ConfigError(f"`data.rotation`: expected 0, {dataset.name} has no images to turn")
+    turning = dataclasses.replace(dataset.transform, rotation=data.rotation)
+    return dataclasses.replace(dataset, transform=turning)
 
 
 def load_training_set(config: Config) -> LongTailedDataset:
@@ -380,9 +440,14 @@ def _teacher_record(run: Path) -> dict[str, Any]:
     record: dict[str, Any] = {"run": str(run)}
     result = load_result(run)
     if result is not None:
-        keys = ("method", "seed", "split_hash", "accuracy", "seconds", "subset")
+        keys = ("method", "seed", "split_hash", "accuracy", "seconds", "seconds_total", "subset")
         record |= {key: result[key] for key in keys if key in result}
     return record
+
+
+def _total_seconds(record: Mapping[str, Any]) -> float:
+    """Seconds of a run with those it needed; of older runs their own."""
+    return float(record.get("seconds_total", record.get("seconds", 0.0)))
 
 
 def _save_network(path: Path, model: nn.Module, config: Config, dataset: LongTailedDataset) -> None:
@@ -422,6 +487,8 @@ def _result(
         "macs": count_macs(model, dataset.input_shape),
         "parameters": count_parameters(model),
         "seconds": trainer.seconds,
+        "peak_memory_bytes": trainer.peak_memory,
+        "peak_memory_kind": memory_kind(trainer.device),
         "torch": torch.__version__,
         "ltkernels": ltkernels.__version__,
         "backend": info.backend.get(trainer.device.type, "reference"),

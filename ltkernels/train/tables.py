@@ -47,6 +47,12 @@ class DataConfig:
     """Images held out of each class where the fraction gives fewer; a class keeps one at least."""
     augment: bool = True
     """Whether training images are augmented."""
+    rotation: float = 0.0
+    """Largest angle in degrees by which training images are turned; RIDE's code has 15.
+    ECL and NCL turn the ``dataset`` view only."""
+    sampling: Literal["instance", "class"] = "instance"
+    """``class``: an epoch has every class equally often. For methods that do not sample themselves:
+    a baseline under uniform class sampling is a member of CBE's ensemble."""
     image_size: int = 224
     """Side of the squares that image files are cropped to; of other data sets no key."""
     crop: float = 0.08
@@ -418,6 +424,9 @@ class Config:
     """ECL and NCL: predict the mean of an image and its mirror image; said in the result."""
     eval_every: int = 0
     """Epochs between evaluations; 0: about ten evaluations a run. The last epoch is always one."""
+    keep_logits: bool = True
+    """Keep the logits of test and validation images in the run's folder (4 bytes an image and
+    class), so that ``evaluate``, ``compare`` and ``fuse`` need not predict again."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

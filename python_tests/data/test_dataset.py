@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ltkernels.data import Augmentation, LongTailedDataset, channel_statistics
+from ltkernels.data import Augmentation, LongTailedDataset
+from ltkernels.data.transforms import channel_statistics
 
 
 def make_dataset(counts=(9, 5, 2, 1), channels=2):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ltkernels.data import Augmentation, cutout, flip, mixup, normalize, shift
+from ltkernels.data import Augmentation, cutout, flip, mixup, normalize, rotate, shift
 
 
 def generator(seed=0):
@@ -122,12 +122,28 @@ def test_mixup_with_alpha_zero_leaves_the_batch():
     assert torch.equal(mixed, images)
 
 
+def test_rotate_turns_as_pillow_does():
+    image = pytest.importorskip("PIL.Image")
+    images = random_images(height=32, width=32)
+    turned = rotate(images, 15, generator(3))
+    drawn = torch.rand(len(images), generator=generator(3))
+    for before, after, u in zip(images, turned, drawn, strict=True):
+        pillow = image.fromarray(before.permute(1, 2, 0).numpy())
+        expected = torch.from_numpy(np.array(pillow.rotate(15 * (2 * float(u) - 1))))
+        expected = expected.permute(2, 0, 1)
+        # Where a pixel's source lies between two pixels, rounding decides.
+        assert (after != expected).float().mean() < 0.01
+    assert rotate(images, 0, generator()) is images
+    with pytest.raises(ValueError, match="`degrees`"):
+        rotate(images, -1, generator())
+
+
 def test_augmentation_is_its_parts_in_order():
     images = random_images(height=8, width=8)
-    augment = Augmentation((0.5,) * 3, (0.25,) * 3, shift=2, flip=True, cutout=3)
+    augment = Augmentation((0.5,) * 3, (0.25,) * 3, shift=2, flip=True, rotation=9, cutout=3)
     got = augment(images, generator(5))
     source = generator(5)
-    expected = flip(shift(images, 2, source), source)
+    expected = rotate(flip(shift(images, 2, source), source), 9, source)
     expected = cutout(normalize(expected, (0.5,) * 3, (0.25,) * 3), 3, source)
     assert torch.equal(got, expected)
     assert torch.equal(augment.normalize(images), normalize(images, augment.mean, augment.std))

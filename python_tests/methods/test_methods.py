@@ -185,3 +185,13 @@ def test_batches_depend_on_the_generator_alone():
     first, _, again = batch_of(method), torch.rand(3), batch_of(method)
     assert torch.equal(first.inputs, again.inputs)
     assert first.lam == again.lam
+
+
+def test_uniform_class_sampling_shows_every_class_equally_often():
+    method = build("ce", **{"data.sampling": "class"})
+    (stage,) = method.stages()
+    first, second = (method.order(stage, epoch) for epoch in (0, 1))
+    assert len(first) == len(DATA.train_labels)
+    shown = DATA.train_labels[first].bincount()
+    assert shown.max() - shown.min() <= 1
+    assert not torch.equal(first, second)

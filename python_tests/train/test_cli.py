@@ -143,7 +143,10 @@ def test_unknown_flag_is_exit_2(capsys):
     ("arguments", "message"),
     [
         (["ce", "--dataset", "cifar10-lt", "--set", "data.root=nowhere"], "error: `load`: cifar10"),
-        (["ce", *DIGITS, "--device", "nothing"], "error: unknown device 'nothing'"),
+        (
+            ["ce", *DIGITS, "--device", "nothing"],
+            "error: unknown device 'nothing': expected auto, cpu",
+        ),
     ],
 )
 def test_failure_is_exit_1_and_one_line(arguments, message, tmp_path, capsys):
@@ -151,6 +154,7 @@ def test_failure_is_exit_1_and_one_line(arguments, message, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
