@@ -78,7 +78,7 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
         if key in given and given[key] != value:
             raise ConfigError(f"`{key}` is given twice: {given[key]!r} and {value!r}")
         given[key] = value
-    for key in ("teacher", "start", "expert_runs", "model.embeddings"):
+    for key in ("teacher", "start", "expert_runs", "model.weights", "model.embeddings"):
         if given.get(key):
             given[key] = str(Path(given[key]).resolve())
     return given

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import ltkernels
-from ltkernels.data import Augmentation, load, vocabulary_of
+from ltkernels.data import Augmentation, ImageOptions, load, vocabulary_of
 from ltkernels.methods import METHODS, Context, SubsetExpert, TestSet
-from ltkernels.nn import build_model, count_macs, count_parameters
+from ltkernels.nn import build_model, count_macs, count_parameters, load_pretrained
 from ltkernels.predictions import write_logits
 from ltkernels.predictions.of_method import has_experts, source_of_method
 from ltkernels.train.checkpoint import write_atomic
@@ -49,7 +49,7 @@ from ltkernels.train.text import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
@@ -142,6 +142,7 @@ def load_method(run: Path, dataset: LongTailedDataset, device: torch.device) -> 
 
 def untrained_method(config: Config, dataset: LongTailedDataset, device: torch.device) -> Method:
     """The method of a configuration as it is before training, without its teachers."""
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=""))
     return METHODS[config.method](_context(config, dataset, device, {}))
 
 
@@ -233,7 +234,7 @@ def _context(
     vectors: tuple[Tensor, Tensor] | None = None,
 ) -> Context:
     model = config.model
-    build = partial(
+    build: Callable[..., Any] = partial(
         build_model,
         model.name,
         num_classes=len(dataset.class_names),
@@ -241,7 +242,15 @@ def _context(
         scale=model.scale,
         **network_arguments(config, dataset, vectors),
     )
+    if model.weights:
+        build = partial(_build_pretrained, build, Path(model.weights))
     return Context(config, dataset, dataset.class_counts, device, build, teachers, validation)
+
+
+def _build_pretrained(build: Callable[..., nn.Module], weights: Path, **options: Any) -> nn.Module:
+    network = build(**options)
+    load_pretrained(network, weights)
+    return network
 
 
 @dataclass(frozen=True)
@@ -415,6 +424,9 @@ def load_dataset(config: Config) -> LongTailedDataset:
         seed=data.seed,
         draw=data.draw,
         text=text_options(config),
+        images=ImageOptions(
+            data.image_size, data.crop, data.interpolation, data.jitter, config.workers
+        ),
     )
     if not data.rotation:
         return dataset
@@ -432,9 +444,12 @@ def load_training_set(config: Config) -> LongTailedDataset:
 def hold_out(
     dataset: LongTailedDataset, config: Config
 ) -> tuple[LongTailedDataset, tuple[Inputs, Tensor] | None]:
-    """What a run trains on, and the validation inputs and labels it holds out; None for none."""
+    """What a run trains on, and its validation inputs and labels; None for none.
+
+    They are held out of training (``data.holdout``), else the data set's own where it has some.
+    """
     if not config.data.holdout:
-        return dataset, None
+        return dataset, dataset.validation
     data = config.data
     smaller, inputs, labels = dataset.holdout(
         fraction=data.holdout, at_least=data.holdout_min, seed=data.seed
