@@ -14,6 +14,7 @@ from typing import Any
 
 from ltkernels.evaluate import POSTHOC
 from ltkernels.metrics import SHOT_RULES
+from ltkernels.train.command import DONE, FAILED, INTERRUPTED, exit_code
 from ltkernels.train.config import RUNTIME_KEYS, Config, ConfigError, parse_assignment
 from ltkernels.train.loop import TrainingError
 from ltkernels.train.plots import can_plot
@@ -27,7 +28,6 @@ from .statistics import RESAMPLES
 
 __all__ = ["main"]
 
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 _NOT_COMMON = {"method", "seed", "teacher", "start", "start_experts", "expert_runs"}
 
 
@@ -232,17 +232,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser().parse_args(argv)
     command = shlex.join(["python", "-m", "ltkernels.compare", *argv])
-    try:
-        return _run(arguments, command)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_USAGE
-    except (TrainingError, OSError, ValueError, TypeError, IndexError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print(f"interrupted; continue with\n  {command}", file=sys.stderr)
-        return INTERRUPTED
+    return exit_code(
+        lambda: _run(arguments, command),
+        TrainingError,
+        TypeError,
+        IndexError,
+        interrupted=f"interrupted; continue with\n  {command}",
+    )
 
 
 if __name__ == "__main__":

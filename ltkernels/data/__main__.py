@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ltkernels.train.command import exit_code
 from ltkernels.train.config import ConfigError, parse_assignment, resolve
 from ltkernels.train.run import hold_out, load_dataset
 
@@ -22,8 +23,6 @@ from .subsets import (
 )
 
 _RULES: tuple[SubsetRule, ...] = ("kang", "liu", "sharma", "wang")
-
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,21 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
     arguments = _parser().parse_args(argv)
-    try:
-        {"info": _info, "pack": _pack}[arguments.command](arguments)
-    except ConfigError as error:
-        return _fail(str(error), WRONG_USAGE)
-    except (OSError, ValueError, ImportError) as error:
-        return _fail(" ".join(str(error).split()), FAILED)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    return DONE
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
+    return exit_code(
+        lambda: {"info": _info, "pack": _pack}[arguments.command](arguments),
+        interrupted="interrupted; the same command goes on",
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import Tensor
 from ltkernels.metrics import SHOT_RULES
 from ltkernels.predictions import Source, files
 from ltkernels.train.checkpoint import write_atomic
+from ltkernels.train.command import exit_code
 from ltkernels.train.config import ConfigError
 from ltkernels.train.loop import TrainingError
 
@@ -24,8 +25,6 @@ from .sources import read_model
 from .table import format_card
 
 __all__ = ["main"]
-
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,17 +118,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, as that of ``ltkernels.train``."""
     arguments = _parser().parse_args(argv)
-    try:
-        _run(arguments)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_USAGE
-    except (TrainingError, OSError, ValueError, TypeError, IndexError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return DONE
+    return exit_code(lambda: _run(arguments), TrainingError, TypeError, IndexError)
 
 
 if __name__ == "__main__":

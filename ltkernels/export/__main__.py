@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ltkernels.export
+from ltkernels.train.command import exit_code
 from ltkernels.train.config import ConfigError
 
 from .run import export_run
 
 __all__ = ["main"]
-
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,17 +51,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, as that of ``ltkernels.train``."""
     arguments = _parser().parse_args(argv)
-    try:
-        _run(arguments)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_USAGE
-    except (RuntimeError, OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return DONE
+    return exit_code(lambda: _run(arguments), RuntimeError)
 
 
 if __name__ == "__main__":

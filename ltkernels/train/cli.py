@@ -14,6 +14,7 @@ import torch
 
 from ltkernels.data import DATASETS
 from ltkernels.methods import METHODS
+from ltkernels.train.command import DONE, FAILED, INTERRUPTED, WRONG_USAGE
 from ltkernels.train.config import (
     CONFIG_KEYS,
     Config,
@@ -31,8 +32,6 @@ from ltkernels.train.report import format_results
 from ltkernels.train.run import train
 
 __all__ = ["main"]
-
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def _parser() -> argparse.ArgumentParser:
