@@ -15,7 +15,7 @@ ClassLists: TypeAlias = Sequence[Sequence[int] | Tensor]
 
 # Samples are taken in chunks of about this many numbers, so that what is computed of one step is
 # still in the cache in the next.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def minimise(
         max_iter=steps,
         max_eval=2 * steps,
         tolerance_grad=1e-7,
-        tolerance_change=1e-10,
+        tolerance_change=1e-9,
         history_size=20,
         line_search_fn="strong_wolfe",
     )

@@ -111,12 +111,13 @@ class JointCalibration(LearnedFusion):
         shift = [b.detach().to(like).clone() for b in self.shift]
         index = [i.to(like.device) for i in self._of_logit]
         columns = _columns_of_target(experts, target)
+        impossible = [bool(z.isneginf().any()) for z in experts.logits]
         count = len(scale)
 
         def value_and_gradients() -> tuple[Tensor, list[Tensor]]:
             full = [w[i] for w, i in zip(scale, index, strict=True)]
             moved = [b[i] for b, i in zip(shift, index, strict=True)]
-            loss, by_scale, by_shift = _nll(experts, columns, weight, full, moved)
+            loss, by_scale, by_shift = _nll(experts, columns, weight, full, moved, impossible)
             gradients = []
             for variables, found, rest in ((scale, by_scale, 1.0), (shift, by_shift, 0.0)):
                 for v, g, i in zip(variables, found, index, strict=True):
@@ -181,6 +182,7 @@ def _nll(
     weight: Tensor,
     scale: list[Tensor],
     shift: list[Tensor],
+    impossible: list[bool],
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Weighted ``-log q_y`` and its gradient by the scale and shift of every logit.
 
@@ -188,7 +190,7 @@ def _nll(
     them, ``sigma_e = s_e / Z`` and ``rho_e = p_e(y) / sum p(y)``, by ``u_{e,c}`` it is
     ``t_e(c) (s_e (rho_e - sigma_e) + sigma_e) - rho_e [c = y]`` for a class and
     ``r_e (rho_e - sigma_e)`` for the reject logit. Images of classes that no expert knows, whose q
-    is 0 whatever the parameters, are left out.
+    is 0 whatever the parameters, are left out. `impossible`: whether an expert has a logit of -inf.
     """
     known = torch.stack([c >= 0 for c in columns]).any(0)
     loss = weight.new_zeros(())
@@ -198,21 +200,23 @@ def _nll(
     b_cast = [b.to(z) for b, z in zip(shift, experts.logits, strict=True)]
     for rows, part in experts.chunks():
         sample = torch.where(known[rows], weight[rows], 0)
-        inside, log_s, log_r, log_y = [], [], [], []
+        power, mass, log_s, log_r, log_y = [], [], [], [], []
         for e, z in enumerate(part.logits):
             u = torch.addcmul(b_cast[e], z, w_cast[e])
-            impossible = z.isneginf()
-            if bool(impossible.any()):
-                u.masked_fill_(impossible, -torch.inf)
+            if impossible[e]:
+                u.masked_fill_(z.isneginf(), -torch.inf)
             own = u[:, : len(part.subsets.classes[e])]
-            mass = own.logsumexp(1)
-            total = torch.logaddexp(mass, u[:, -1]) if part.rejects(e) else mass
             column = columns[e][rows]
-            at_target = own.gather(1, column.clamp(min=0)[:, None]).squeeze(1) - total
-            log_s.append(mass - total)
-            log_r.append(u[:, -1] - total if part.rejects(e) else torch.full_like(mass, -torch.inf))
-            log_y.append(at_target.masked_fill(column < 0, -torch.inf))
-            inside.append(own.sub_(mass[:, None]).exp_())
+            at_target = own.gather(1, column.clamp(min=0)[:, None]).squeeze(1)
+            top = own.amax(1)
+            top = top.masked_fill(top.isneginf(), 0)
+            power.append(own.sub_(top[:, None]).exp_())
+            mass.append(own.sum(1))
+            log_mass = top + mass[e].log()
+            total = torch.logaddexp(log_mass, u[:, -1]) if part.rejects(e) else log_mass
+            log_s.append(log_mass - total)
+            log_r.append(u[:, -1] - total if part.rejects(e) else torch.full_like(top, -torch.inf))
+            log_y.append((at_target - total).masked_fill(column < 0, -torch.inf))
         s, y = torch.stack(log_s), torch.stack(log_y)
         log_z, log_q = s.logsumexp(0), y.logsumexp(0)
         loss = loss - (sample * (log_q - log_z).double().masked_fill(sample == 0, 0)).sum()
@@ -220,16 +224,24 @@ def _nll(
         for e, z in enumerate(part.logits):
             gap = rho[e] - sigma[e]
             factor = sample.to(z)
-            d = inside[e].mul_(((log_s[e].exp() * gap + sigma[e]) * factor).nan_to_num()[:, None])
+            # t_e is power / mass: the division is left to the vector, the matrix is read as it is.
+            of_row = ((log_s[e].exp() * gap + sigma[e]) * factor).nan_to_num()
+            of_row = (of_row / mass[e]).masked_fill(mass[e] == 0, 0)
             column = columns[e][rows]
             at = (-rho[e] * factor).nan_to_num().masked_fill(column < 0, 0)
-            d.scatter_add_(1, column.clamp(min=0)[:, None], at[:, None])
-            width = d.shape[1]
+            place = column.clamp(min=0)
+            width = power[e].shape[1]
             own_z = z[:, :width]
-            by_shift[e][:width] += d.sum(0)
-            by_scale[e][:width] += d.mul_(own_z.masked_fill(own_z.isneginf(), 0)).sum(0)
+            if impossible[e]:
+                own_z = own_z.masked_fill(own_z.isneginf(), 0)
+            by_shift[e][:width] += of_row @ power[e]
+            by_scale[e][:width] += of_row @ power[e].mul_(own_z)
+            z_at = own_z.gather(1, place[:, None]).squeeze(1)
+            by_shift[e].index_add_(0, place, at.to(weight))
+            by_scale[e].index_add_(0, place, (at * z_at).to(weight))
             if part.rejects(e):
                 d_reject = (log_r[e].exp() * gap * factor).nan_to_num()
+                z_reject = z[:, -1].masked_fill(z[:, -1].isneginf(), 0)
                 by_shift[e][-1] += d_reject.sum()
-                by_scale[e][-1] += (d_reject * z[:, -1].masked_fill(z[:, -1].isneginf(), 0)).sum()
+                by_scale[e][-1] += (d_reject * z_reject).sum()
     return loss, by_scale, by_shift
