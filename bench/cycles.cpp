@@ -18,6 +18,7 @@
 
 #include "ops/adjusted_cross_entropy/adjusted_cross_entropy_cpu.h"
 #include "ops/distillation/distillation_cpu.h"
+#include "ops/experts/experts_cpu.h"
 
 namespace ltk {
 #define LTK_DECLARE(isa)                        \
@@ -127,7 +128,7 @@ double distillation_cycles(Isa isa, DType dtype, const Shape& shape, bool balanc
   fill(teacher, dtype, size);
   DistillationParams<float> p{};
   p.rows = shape.rows;
-  p.columns = p.subset = p.student_stride = p.teacher_stride = shape.columns;
+  p.columns = p.student_stride = p.teacher_stride = shape.columns;
   p.student = student.data;
   p.teacher = teacher.data;
   p.temperature = 2;
@@ -184,6 +185,41 @@ double cross_entropy_cycles(Isa isa, DType dtype, const Shape& shape) {
   });
 }
 
+// Collaborative distillation among three experts; of an element of one expert's logits.
+double collaborative_kd_cycles(Isa isa, DType dtype, const Shape& shape) {
+  constexpr int kExperts = 3;
+  const int64_t size = shape.rows * shape.columns, one = dtype == DType::Float32 ? 4 : 2;
+  Buffer logits(kExperts * size * one), grad(kExperts * size * one), loss(shape.rows * 4);
+  fill(logits, dtype, kExperts * size);
+  ExpertsParams<float> p{};
+  p.rows = shape.rows;
+  p.columns = shape.columns;
+  p.experts = kExperts;
+  for (int k = 0; k < kExperts; k++) {
+    p.logits[k] = logits.as<char>() + k * size * one;
+    p.logits_stride[k] = shape.columns;
+  }
+  p.divergence = ExpertDivergence::Pairwise;
+  p.temperature = 2;
+  p.kl_factor = 1;
+  p.ce_reduction = p.kl_reduction = 1.0f / static_cast<float>(shape.rows);
+  p.first_gradient = p.second_gradient = true;
+  p.row_loss = loss.as<float>();
+  p.grad = grad.data;
+  const ExpertsTables<float> tables{nullptr, 0};
+  Buffer scratch((1 << 21) * 4);
+  return cycles(kExperts * size, [&] {
+    switch (isa) {
+#define LTK_CASE(isa)                                                               \
+  case Isa::isa:                                                                    \
+    isa::experts_rows<float>(p, tables, dtype, 0, shape.rows, scratch.as<float>()); \
+    break;
+      LTK_FOR_EACH_ISA(LTK_CASE)
+#undef LTK_CASE
+    }
+  });
+}
+
 // Cycles an element of a[i] = b[i] + s c[i], and of a[i] = b[i], as the compiler writes them.
 double triad_cycles(const Shape& shape) {
   const int64_t n = shape.rows * shape.columns;
@@ -203,10 +239,10 @@ int main() {
       {"L1", 16, 100}, {"L1", 1, 1000}, {"L2", 8, 8142}, {"memory", 2048, 8142}};
   std::printf("clock %.2f GHz; cycles an element\n\n", 1e-9 / cycle());
   std::printf("| | exp2 | |");
-  for (const char* op : {"kd", "bkd", "cross-entropy"})
+  for (const char* op : {"kd", "bkd", "cross-entropy", "collaborative kd"})
     for (const char* dtype : {"fp32", "bf16"}) std::printf(" %s %s |", op, dtype);
   std::printf(" triad |\n|");
-  for (int i = 0; i < 10; i++) std::printf(" --- |");
+  for (int i = 0; i < 12; i++) std::printf(" --- |");
   std::printf("\n");
   for (int i = static_cast<int>(selected_isa()); i >= 0; i--) {
     const Isa isa = static_cast<Isa>(i);
@@ -218,6 +254,8 @@ int main() {
           std::printf(" %.2f |", distillation_cycles(isa, dtype, shape, balanced));
       for (const DType dtype : {DType::Float32, DType::BFloat16})
         std::printf(" %.2f |", cross_entropy_cycles(isa, dtype, shape));
+      for (const DType dtype : {DType::Float32, DType::BFloat16})
+        std::printf(" %.2f |", collaborative_kd_cycles(isa, dtype, shape));
       std::printf(" %.2f |\n", triad_cycles(shape));
       std::fflush(stdout);
     }

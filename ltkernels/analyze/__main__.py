@@ -10,6 +10,7 @@ from pathlib import Path
 from ltkernels.data import DATASETS
 from ltkernels.data.subsets import format_longtailness
 from ltkernels.methods import METHODS
+from ltkernels.train.command import exit_code
 from ltkernels.train.config import ConfigError, parse_assignment
 from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot
 
@@ -26,8 +27,6 @@ from .landscape import analyze_landscape, plot_landscapes, write_landscapes
 from .longtailness import analyze_longtailness
 from .official import evaluate_official
 from .tau_norm import analyze_tau_norm
-
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,18 +216,11 @@ _ANALYSES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, as that of ``ltkernels.train``."""
     arguments = _parser().parse_args(argv)
-    try:
-        _ANALYSES[arguments.analysis](arguments)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_USAGE
-    except (RuntimeError, OSError, ValueError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("interrupted, saved; the same command continues", file=sys.stderr)
-        return INTERRUPTED
-    return DONE
+    return exit_code(
+        lambda: _ANALYSES[arguments.analysis](arguments),
+        RuntimeError,
+        interrupted="interrupted, saved; the same command continues",
+    )
 
 
 if __name__ == "__main__":

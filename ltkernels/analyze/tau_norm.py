@@ -20,7 +20,7 @@ from ltkernels.train.config import ConfigError
 from ltkernels.train.distributed import World
 from ltkernels.train.evaluation import predict_logits, score
 from ltkernels.train.loop import resolve_device
-from ltkernels.train.run import load_config, load_dataset, load_method
+from ltkernels.train.run import load_config, load_method, load_training_set
 
 __all__ = ["TAUS", "TauNorm", "analyze_tau_norm", "tau_normalize"]
 
@@ -83,7 +83,7 @@ def analyze_tau_norm(run: Path, taus: Sequence[float] = TAUS, device: str = "aut
     """
     config, world = load_config(run), World.from_environment()
     where = resolve_device(device, world)
-    dataset = load_dataset(config)
+    dataset = load_training_set(config)
     method = load_method(run, dataset, where)
     if any(not isinstance(head, nn.Linear) for head in heads_of(method.model)):
         raise ConfigError(f"{run} has cosine heads, whose weights have no length to change")

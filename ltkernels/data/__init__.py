@@ -1,4 +1,4 @@
-"""Long-tailed data sets in memory, their transforms as batched tensor operations, and samplers.
+"""Long-tailed data sets, their transforms as batched tensor operations, and samplers.
 
 >>> data = load("glyph-lt")
 >>> batch = epoch_indices(len(data.train_labels), seed=0, epoch=0)[:128]
@@ -27,8 +27,13 @@ from .dataset import LongTailedDataset
 from .digits import load_digits
 from .fashion_mnist import load_fashion_mnist
 from .glyph_lt import load_glyph_lt
+from .image_files import ImageFiles
+from .images import ImageOptions
 from .inputs import Inputs, StoredInputs, load_batches
+from .listed import LISTED, load_listed
 from .longtail import draw_long_tailed, fitting_n_max, long_tailed_counts
+from .photographs import PhotoAugmentation
+from .randaugment import RandAugmentView, rand_augment
 from .sampling import (
     balanced_epoch_indices,
     class_aware_epoch_indices,
@@ -57,12 +62,17 @@ from .wordnet import load_wordnet
 __all__ = [
     "CIFAR_POLICY",
     "DATASETS",
+    "OFFICIAL_VALIDATION",
     "VIEWS",
     "Augmentation",
     "ContrastView",
+    "ImageFiles",
+    "ImageOptions",
     "Inputs",
     "LongTailedDataset",
+    "PhotoAugmentation",
     "PolicyView",
+    "RandAugmentView",
     "StoredInputs",
     "TextOptions",
     "TextTransform",
@@ -89,6 +99,7 @@ __all__ = [
     "make_view",
     "mixup",
     "normalize",
+    "rand_augment",
     "random_resized_crop",
     "read_word_vectors",
     "rotate",
@@ -107,8 +118,11 @@ _LOADERS: dict[str, Callable[[str | os.PathLike[str] | None], Source | TextSourc
     "agnews-lt": load_agnews,
 }
 
-DATASETS: tuple[str, ...] = tuple(_LOADERS)
+DATASETS: tuple[str, ...] = (*_LOADERS, *LISTED)
 """Names that :func:`load` takes."""
+
+OFFICIAL_VALIDATION = frozenset(name for name, what in LISTED.items() if "val" in what.lists)
+"""Data sets that have validation images of their own, apart from training and test."""
 
 
 def load(
@@ -120,6 +134,7 @@ def load(
     seed: int = 0,
     draw: str = "ltkernels",
     text: TextOptions | None = None,
+    images: ImageOptions | None = None,
 ) -> LongTailedDataset:
     """Load a data set and draw its long-tailed training set.
 
@@ -127,7 +142,7 @@ def load(
     fill (CIFAR-100 at 100: 500 ... 5, 10,847 images). glyph-lt's default draw (seed 0) is fixed and
     shipped with the data; every other one is drawn again from its pool. wordnet-lt is long-tailed
     by nature: without an `imbalance` its training set is the whole pool, and with one a draw like
-    the others'.
+    the others'. imagenet-lt, places-lt and inat2018 are long-tailed as they are: nothing is drawn.
 
     Args:
         name: one of :data:`DATASETS`. glyph-lt and digits-lt come with the package.
@@ -139,6 +154,7 @@ def load(
         draw: ``"ltkernels"``, or ``"official"`` for the images of the LDAM-DRW, RIDE and BKD code
             (with seed 0); see :func:`draw_long_tailed`.
         text: how texts become token ids; of data sets of texts only.
+        images: how image files are loaded; read by the sets that consist of them.
 
     Returns:
         The data set.
@@ -147,7 +163,7 @@ def load(
         FileNotFoundError: files are missing; the message names the layout and the folder searched.
         ValueError: an argument is out of range, or a file is damaged.
     """
-    if name not in _LOADERS:
+    if name not in DATASETS:
         raise ValueError(
             f"`load`: expected `name` to be one of {', '.join(DATASETS)}, got {name!r}"
         )
@@ -157,6 +173,13 @@ def load(
         raise ValueError(f"`load`: expected `kind` to be 'exp' or 'step', got {kind!r}")
     if imbalance is not None and not 1 <= imbalance < float("inf"):
         raise ValueError(f"`load`: expected `imbalance` to be >= 1, got {imbalance}")
+    if name in LISTED:
+        if (imbalance, kind, draw) != (None, "exp", "ltkernels"):
+            raise ValueError(
+                f"`load`: {name} is long-tailed as it is; expected no `imbalance`, `kind` and "
+                f"`draw`, got {imbalance}, {kind!r} and {draw!r}"
+            )
+        return load_listed(name, root, images)
     source = _LOADERS[name](root)
     indices = _training_indices(name, source, imbalance, kind, seed, draw)
     train_inputs: Tensor

@@ -29,6 +29,8 @@ class LongTailedDataset:
         class_names: C names; class i is ``class_names[i]``.
         transform: what a batch of them goes through before the network.
         train_indices: int64 ``[N]``, index of each training input in the full source set.
+        validation: the set's official validation inputs and their labels int64 ``[V]``; None for
+            sets that have none.
     """
 
     name: str
@@ -39,6 +41,7 @@ class LongTailedDataset:
     class_names: tuple[str, ...]
     transform: Transform
     train_indices: Tensor
+    validation: tuple[Inputs, Tensor] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -60,7 +63,13 @@ class LongTailedDataset:
         """Which images are trained on: 12 hex digits of the SHA-256 of the sorted indices.
 
         The indices are hashed as little-endian int64, so the value does not depend on the machine.
+        Inputs that are files of a published list have its paths: these are hashed, sorted, each
+        with a line feed, so the value does not depend on the order of the list.
         """
+        names = None if isinstance(self.train_inputs, Tensor) else self.train_inputs.names
+        if names is not None:
+            text = "".join(f"{name}\n" for name in sorted(names))
+            return hashlib.sha256(text.encode()).hexdigest()[:12]
         ordered = np.sort(self.train_indices.cpu().numpy()).astype("<i8")
         return hashlib.sha256(ordered.tobytes()).hexdigest()[:12]
 

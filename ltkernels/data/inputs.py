@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -29,8 +29,20 @@ class StoredInputs(ABC):
     def __getitem__(self, chosen: Tensor) -> StoredInputs:
         """Some of the inputs, by int64 positions or a bool mask ``[N]``; nothing is loaded."""
 
+    @property
+    def names(self) -> Sequence[str] | None:
+        """What each input is called in its source set; None: they have their positions only."""
+        return None
+
     @abstractmethod
-    def load(self, batches: Sequence[Tensor], key: Key | None) -> Iterator[Tensor]:
+    def load(
+        self,
+        batches: Sequence[Tensor],
+        key: Key | None,
+        places: Sequence[Tensor],
+        *,
+        pin_memory: bool,
+    ) -> Generator[Tensor, None, None]:
         """The inputs of each batch of positions; see :func:`load_batches`."""
 
 
@@ -40,20 +52,34 @@ Inputs: TypeAlias = Tensor | StoredInputs
 
 
 def load_batches(
-    inputs: Inputs, batches: Sequence[Tensor], key: Key | None = None
-) -> Iterator[Tensor]:
+    inputs: Inputs,
+    batches: Sequence[Tensor],
+    key: Key | None = None,
+    places: Sequence[Tensor] | None = None,
+    *,
+    pin_memory: bool = False,
+) -> Generator[Tensor, None, None]:
     """Load batch after batch.
+
+    What is loaded ahead, and by which processes, ends with the generator: close it
+    (``contextlib.closing``) where it may be left before its end.
 
     Args:
         inputs: of which the batches are.
         batches: int64 positions ``[n]`` of each batch.
         key: where an input is loaded at random (a crop of an image file), what it depends on
-            besides its position: the seed, the stage, the epoch. None for evaluation, without
+            besides its place: the seed, the stage, the epoch. None for evaluation, without
             randomness.
+        places: int64 ``[n]`` for each batch, the place of each input in the epoch, so that an input
+            that comes twice is loaded in two ways; by default they are counted from 0 on.
+        pin_memory: whether what is loaded lies in page-locked memory, for a GPU to fetch.
 
     Yields:
         A tensor ``[n, ...]`` a batch, on the device of a tensor's inputs, else on the CPU.
     """
     if isinstance(inputs, Tensor):
         return (inputs[batch] for batch in batches)
-    return inputs.load(batches, key)
+    if places is None:
+        sizes = [len(batch) for batch in batches]
+        places = torch.split(torch.arange(sum(sizes)), sizes)
+    return inputs.load(batches, key, places, pin_memory=pin_memory)

@@ -15,8 +15,19 @@ __all__ = [
     "balanced_epoch_indices",
     "class_aware_epoch_indices",
     "derived_generator",
+    "derived_seed",
     "epoch_indices",
 ]
+
+
+def derived_seed(*key: int | str) -> int:
+    """63 bits of a hash of the whole key: for generators of other libraries.
+
+    Args:
+        key: integers and strings, in order.
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def derived_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -39,9 +50,7 @@ def derived_generator(*key: int | str, device: torch.device | str = "cpu") -> to
             raise TypeError(
                 f"`derived_generator`: expected `key` to hold int and str, got {type(part)}"
             )
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    generator = torch.Generator(device=device)
-    return generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator(device=device).manual_seed(derived_seed(*key))
 
 
 def epoch_indices(n: int, seed: int, epoch: int) -> Tensor:

@@ -340,7 +340,11 @@ class Augmentation:
         if self.flip:
             images = flip(images, generator)
         images = rotate(images, self.rotation, generator, fill=self.fill)
-        return cutout(normalize(images, self.mean, self.std), self.cutout, generator)
+        return cutout(self._colours(images, generator), self.cutout, generator)
+
+    def _colours(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Moved uint8 images as normalised float32; a subclass may change colours here."""
+        return normalize(images, self.mean, self.std)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Only the normalisation, for evaluation: uint8 ``[N, channels, H, W]`` to float32."""

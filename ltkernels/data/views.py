@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .autoaugment import PolicyView
 from .contrast_view import ContrastView
+from .randaugment import RandAugmentView
 from .transforms import Augmentation
 
 __all__ = ["VIEWS", "View", "make_view"]
@@ -18,7 +19,7 @@ __all__ = ["VIEWS", "View", "make_view"]
 View: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 """uint8 images and a generator -> float32 images, augmented and normalised."""
 
-VIEWS = ("dataset", "autoaugment", "contrast")
+VIEWS = ("dataset", "autoaugment", "randaugment", "contrast")
 """Names that :func:`make_view` takes."""
 
 
@@ -29,7 +30,8 @@ def make_view(
 
     Args:
         name: ``"dataset"`` for the data set's own augmentation; ``"autoaugment"`` with the CIFAR
-            policy in it (:class:`PolicyView`, colour images only); ``"contrast"`` for MoCo v2's
+            policy in it (:class:`PolicyView`, colour images only); ``"randaugment"``
+            (:class:`RandAugmentView`, likewise); ``"contrast"`` for MoCo v2's
             (:class:`ContrastView`), which mirrors images where the data set's does.
         augmentation: of the data set.
         cutout: side of the square that is blanked, but for ``"contrast"``; None is the data set's.
@@ -39,17 +41,18 @@ def make_view(
         The view.
 
     Raises:
-        ValueError: unknown `name`, or ``"autoaugment"`` of images that are not in colour.
+        ValueError: unknown `name`, or an augmentation of colours for images without.
     """
     if name == "contrast":
         return ContrastView(augmentation.mean, augmentation.std, augmentation.flip, crop)
     size = augmentation.cutout if cutout is None else cutout
+    if name in ("autoaugment", "randaugment") and len(augmentation.mean) != 3:
+        raise ValueError(
+            f"`make_view`: expected images of 3 channels for {name!r}, got {len(augmentation.mean)}"
+        )
+    if name == "randaugment":
+        return RandAugmentView(augmentation.mean, augmentation.std, augmentation.flip, size)
     if name == "autoaugment":
-        if len(augmentation.mean) != 3:
-            raise ValueError(
-                "`make_view`: expected images of 3 channels for 'autoaugment', got "
-                f"{len(augmentation.mean)}"
-            )
         return PolicyView(
             augmentation.mean, augmentation.std, augmentation.shift, augmentation.flip, size
         )

@@ -6,8 +6,9 @@ A diverse ensemble of class-balanced experts, a baseline and whatever else there
 
 from __future__ import annotations
 
-from .files import read_logits, write_logits
-from .runs import logits_of_run
+from ltkernels.predictions import read_logits, write_logits
+from ltkernels.predictions.runs import logits_of_run
+
 from .sources import Member, Source, join
 from .table import Row, evaluate, format_table
 

@@ -13,16 +13,15 @@ from torch import Tensor
 
 from ltkernels.fusion import STRATEGIES, correct_reject
 from ltkernels.metrics import SHOT_RULES
+from ltkernels.predictions import files
+from ltkernels.predictions.runs import logits_of_run
 from ltkernels.train.checkpoint import write_atomic
+from ltkernels.train.command import exit_code
 from ltkernels.train.config import ConfigError
 from ltkernels.train.loop import TrainingError
 
-from . import files
-from .runs import logits_of_run
 from .sources import Source, join
 from .table import evaluate, format_table
-
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,17 +163,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, as that of ``ltkernels.train``."""
     arguments = _parser().parse_args(argv)
-    try:
-        _run(arguments)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_USAGE
-    except (TrainingError, OSError, ValueError, TypeError, IndexError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return DONE
+    return exit_code(lambda: _run(arguments), TrainingError, TypeError, IndexError)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,11 @@ class JointCalibration(LearnedFusion):
             out[rows] = self._log_posterior(part)
         return out
 
+    def columns(self) -> list[tuple[Tensor, Tensor]]:
+        """Scale and shift ``[S_e (+ 1)]`` of each of an expert's logits."""
+        triples = zip(self.scale, self.shift, self._of_logit, strict=True)
+        return [(scale[index], shift[index]) for scale, shift, index in triples]
+
     def _log_posterior(self, experts: Experts) -> Tensor:
         own, log_mass = [], []
         for e, z in enumerate(experts.logits):

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ._experts import ClassLists, Experts, check_experts
 
-__all__ = ["kl_min"]
+__all__ = ["MAX_NEWTON_STEPS", "kl_min", "mass_of", "newton_step", "subset_masses"]
 
-_NEWTON_STEPS = 80
+MAX_NEWTON_STEPS = 80
 _EM_STEPS = 20_000
 _EM_BETWEEN_CHECKS = 32
 
@@ -101,7 +101,7 @@ def subset_masses(accepted: Tensor, rejected: Tensor, unknown: bool) -> tuple[Te
     lam = _root(accepted, rejected)
     if unknown:
         lam = torch.where(accepted.sum(0) <= 1, 0, lam)  # the constraint does not bind
-    mass = _mass(lam, accepted, rejected)
+    mass = mass_of(lam, accepted, rejected)
     total = mass.sum(0)
     if not unknown:
         return mass / total, torch.zeros_like(total)
@@ -117,27 +117,34 @@ def _root(s: Tensor, r: Tensor) -> Tensor:
     """
     k = len(s)
     if k == 1:
-        # One expert: all mass is its, and lam, which is then -r/0, is not needed (see _mass).
+        # One expert: all mass is its, and lam, which is then -r/0, is not needed (see mass_of).
         return torch.full_like(s[0], -torch.inf)
     low = torch.full_like(s[0], -k / (k - 1))
     high = torch.full_like(s[0], float(k))
     lam = (s.sum(0) - 1).clamp(-1, 1)
-    for _ in range(_NEWTON_STEPS):
-        a = _mass(lam, s, r)
-        excess = a.sum(0) - 1
-        low, high = torch.where(excess > 0, lam, low), torch.where(excess > 0, high, lam)
-        slope = 1 / (s / a.square() + r / (1 - a).square())
-        step = excess / slope.nan_to_num(0).sum(0)
-        new = lam + step
-        new = torch.where((new >= low) & (new <= high), new, (low + high) / 2)
-        done = (new - lam).abs() <= 1e-15 * (1 + lam.abs())
-        lam = new
-        if bool((done | (excess.abs() <= 1e-15) | excess.isnan()).all()):
+    for _ in range(MAX_NEWTON_STEPS):
+        lam, low, high, done = newton_step(lam, low, high, s, r)
+        if bool(done.all()):
             break
     return lam
 
 
-def _mass(lam: Tensor, s: Tensor, r: Tensor) -> Tensor:
+def newton_step(
+    lam: Tensor, low: Tensor, high: Tensor, s: Tensor, r: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The next ``lam``, its bracket, and where it stands still; see ``_root``."""
+    a = mass_of(lam, s, r)
+    excess = a.sum(0) - 1
+    low, high = torch.where(excess > 0, lam, low), torch.where(excess > 0, high, lam)
+    slope = 1 / (s / a.square() + r / (1 - a).square())
+    step = excess / slope.nan_to_num(0).sum(0)
+    new = lam + step
+    new = torch.where((new >= low) & (new <= high), new, (low + high) / 2)
+    done = (new - lam).abs() <= 1e-15 * (1 + lam.abs())
+    return new, low, high, done | (excess.abs() <= 1e-15) | excess.isnan()
+
+
+def mass_of(lam: Tensor, s: Tensor, r: Tensor) -> Tensor:
     """``a`` in [0, 1] with ``lam a^2 - (lam + 1) a + s = 0``, without cancellation."""
     b = lam + 1
     root = torch.where(lam > 0, (lam - 1).square() + 4 * lam * r, b.square() - 4 * lam * s).sqrt()

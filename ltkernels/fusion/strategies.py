@@ -15,7 +15,7 @@ from .stacking import Stacking
 from .strategy import LearnedFusion
 from .voting import soft_vote
 
-__all__ = ["STRATEGIES", "Strategy", "make_fusion"]
+__all__ = ["STRATEGIES", "KLMin", "SoftVote", "Strategy", "make_fusion"]
 
 Strategy: TypeAlias = Literal[
     "kl_min", "soft_vote", "expert_selection", "stacking", "joint_calibration"
@@ -51,11 +51,15 @@ class _Unlearned(LearnedFusion):
         """There is nothing to fit."""
 
 
-class _KLMin(_Unlearned):
+class KLMin(_Unlearned):
+    """:func:`kl_min` as a module."""
+
     _function = staticmethod(kl_min)
 
 
-class _SoftVote(_Unlearned):
+class SoftVote(_Unlearned):
+    """:func:`soft_vote` as a module."""
+
     _function = staticmethod(soft_vote)
 
 
@@ -85,8 +89,8 @@ def make_fusion(
             classes, num_classes, reject=reject, per=per, weight_decay=calibration_decay
         )
     kinds: dict[str, type[LearnedFusion]] = {
-        "kl_min": _KLMin,
-        "soft_vote": _SoftVote,
+        "kl_min": KLMin,
+        "soft_vote": SoftVote,
         "expert_selection": ExpertSelection,
         "stacking": Stacking,
     }

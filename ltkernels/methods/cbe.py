@@ -11,6 +11,7 @@ of logits does, through ``python -m ltkernels.fuse``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -184,8 +185,9 @@ class CBE(Method):
         training = self.training
         self.eval()
         normalize, device = self.context.dataset.transform.normalize, self.context.device
-        batches = load_batches(inputs, torch.split(torch.arange(len(inputs)), 512))
-        chunks = [self.expert_logits(normalize(x.to(device))) for x in batches]
+        positions = torch.split(torch.arange(len(inputs)), 512)
+        with closing(load_batches(inputs, positions)) as batches:
+            chunks = [self.expert_logits(normalize(x.to(device))) for x in batches]
         self.train(training)
         joined = [torch.cat(rows).cpu() for rows in zip(*chunks, strict=True)]
         return joined, labels.cpu()

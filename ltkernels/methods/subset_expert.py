@@ -115,7 +115,7 @@ class SubsetExpert(Method):
     def predict(self, images: Tensor) -> Tensor:
         """Logits ``[N, C]``, -inf outside the subset."""
         logits = self.subset_logits(images)
-        everything = logits.new_full((len(logits), len(self.rank)), -torch.inf)
+        everything = logits.new_full((logits.shape[0], len(self.rank)), -torch.inf)
         return everything.index_copy(1, self.classes, logits)
 
     def report(self, test: TestSet) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from .experts import EXPERT_WIDTH, CifarExperts, MultiExpert, ResNetExperts
 from .heads import NormedLinear, build_head
 from .moving_average import MovingAverage
 from .official import load_official_state
-from .resnet import BasicBlock, Bottleneck, ResNet, resnet_stage
+from .pretrained import load_pretrained
+from .resnet import BasicBlock, Bottleneck, ResNet, ResNeXtBottleneck, resnet_stage
 from .routing import Routed, RoutedExperts
 from .separate import SeparateExperts
 from .text_cnn import TextCNN, WordEmbedding
@@ -28,6 +29,7 @@ __all__ = [
     "MultiExpert",
     "NormedLinear",
     "PadShortcut",
+    "ResNeXtBottleneck",
     "ResNet",
     "ResNetExperts",
     "Routed",
@@ -41,6 +43,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "load_official_state",
+    "load_pretrained",
     "projection_head",
     "resnet_stage",
 ]
@@ -53,6 +56,8 @@ _SMALL: dict[str, tuple[int, ...]] = {
 _LARGE: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     "resnet10": (BasicBlock, (1, 1, 1, 1)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnext50_32x4d": (ResNeXtBottleneck, (3, 4, 6, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
 
 MODELS: tuple[str, ...] = (*_SMALL, *_LARGE, "textcnn")
@@ -76,8 +81,8 @@ def build_model(
     """Make a classification network by name.
 
     ``resnet8``, ``resnet20``, ``resnet32`` (three stages, width 16) are for small images,
-    ``resnet10``, ``resnet50`` (four stages, width 64) for images of about 224 pixels, ``textcnn``
-    for token ids.
+    ``resnet10``, ``resnet50``, ``resnext50_32x4d`` and ``resnet152`` (four stages, width 64) for
+    images of about 224 pixels, ``textcnn`` for token ids.
 
     Args:
         name: one of :data:`MODELS`.

@@ -3,6 +3,7 @@
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; the stride of a bottleneck is
 on its 3x3 convolution, as in torchvision, so that torchvision's weights load with
 ``load_state_dict``. ResNet-10 is the network of the ImageNet-LT papers: one basic block a stage.
+ResNeXt: Xie et al., "Aggregated residual transformations for deep neural networks", CVPR 2017.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from .heads import build_head
 
-__all__ = ["BasicBlock", "Bottleneck", "ResNet", "resnet_stage"]
+__all__ = ["BasicBlock", "Bottleneck", "ResNeXtBottleneck", "ResNet", "resnet_stage"]
 
 
 def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
@@ -62,15 +63,21 @@ class Bottleneck(nn.Module):
     """
 
     expansion = 4
+    groups = 1
+
+    @classmethod
+    def inner_width(cls, width: int) -> int:
+        """Channels of the 3x3 convolution in a block of `width`."""
+        return width
 
     def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
         super().__init__()
-        out_channels = self.expansion * width
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        out_channels, inner = self.expansion * width, self.inner_width(width)
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, groups=self.groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample = _downsample(in_channels, out_channels, stride)
 
@@ -80,6 +87,17 @@ class Bottleneck(nn.Module):
         out = F.relu(self.bn2(self.conv2(out)))
         shortcut = x if self.downsample is None else self.downsample(x)
         return F.relu(self.bn3(self.conv3(out)) + shortcut)
+
+
+class ResNeXtBottleneck(Bottleneck):
+    """The bottleneck of ResNeXt 32x4d: 32 groups, of 4 channels each at a width of 64."""
+
+    groups = 32
+
+    @classmethod
+    def inner_width(cls, width: int) -> int:
+        """Channels of the 3x3 convolution, twice the width in whole groups."""
+        return cls.groups * max(1, width * 4 // 64)
 
 
 def resnet_stage(

@@ -14,6 +14,7 @@ import torch
 
 from ltkernels.data import DATASETS
 from ltkernels.methods import METHODS
+from ltkernels.train.command import DONE, FAILED, INTERRUPTED, WRONG_USAGE
 from ltkernels.train.config import (
     CONFIG_KEYS,
     Config,
@@ -31,8 +32,6 @@ from ltkernels.train.report import format_results
 from ltkernels.train.run import train
 
 __all__ = ["main"]
-
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,7 +77,7 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
         if key in given and given[key] != value:
             raise ConfigError(f"`{key}` is given twice: {given[key]!r} and {value!r}")
         given[key] = value
-    for key in ("teacher", "start", "expert_runs", "model.embeddings"):
+    for key in ("teacher", "start", "expert_runs", "model.weights", "model.embeddings"):
         if given.get(key):
             given[key] = str(Path(given[key]).resolve())
     return given

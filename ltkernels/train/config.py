@@ -23,6 +23,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from ltkernels.data import OFFICIAL_VALIDATION
+
 from .tables import Config
 
 __all__ = [
@@ -43,7 +45,7 @@ class ConfigError(ValueError):
 
 
 # Keys that may differ between a run and its continuation: they say where it runs, not what.
-RUNTIME_KEYS = frozenset({"device", "threads", "workers", "data.root"})
+RUNTIME_KEYS = frozenset({"device", "threads", "workers", "data.root", "keep_logits"})
 
 
 # -- from tables to a Config ---------------------------------------------------------------------
@@ -356,7 +358,16 @@ def _validate(config: Config) -> None:
     if config.optimizer.nesterov:
         need(config.optimizer.momentum > 0, "optimizer.momentum", "above 0 with nesterov")
     if config.selection == "best_val":
-        need(config.data.holdout > 0, "data.holdout", "above 0 with selection = best_val")
+        need(_validates(config), "data.holdout", "above 0 with selection = best_val")
+    need(config.data.image_size >= 1, "data.image_size", "at least 1")
+    need(0 < config.data.crop <= 1, "data.crop", "a part of the image, above 0 to 1")
+    if config.data.jitter is not None:
+        need(0 <= config.data.jitter <= 1, "data.jitter", "none or a number from 0 to 1")
+
+
+def _validates(config: Config) -> bool:
+    """Whether there are images to validate on: held out of training, or the data set's own."""
+    return config.data.holdout > 0 or config.dataset in OFFICIAL_VALIDATION
 
 
 def _validate_text(config: Config, need: Callable[[bool, str, str], None]) -> None:
@@ -391,7 +402,7 @@ def _validate_subsets(config: Config, need: Callable[[bool, str, str], None]) ->
     if config.method != "lfme":
         return
     if lfme.validation == "holdout":
-        need(config.data.holdout > 0, "data.holdout", "above 0 with lfme.validation = holdout")
+        need(_validates(config), "data.holdout", "above 0 with lfme.validation = holdout")
     if lfme.instance_selection:
         # A mixed image has no weight of its own, in the paper or in the code.
         need(config.mixup_alpha == 0, "mixup_alpha", "0 with lfme.instance_selection")
@@ -419,7 +430,7 @@ def _validate_cbe(config: Config, need: Callable[[bool, str, str], None]) -> Non
         "a list of numbers of blocks, at least 1, or -1 for all",
     )
     if config.method == "cbe":
-        need(config.data.holdout > 0, "data.holdout", "above 0: the fusion is fitted on the images")
+        need(_validates(config), "data.holdout", "above 0: the fusion is fitted on the images")
         need(config.selection == "last", "selection", "last with cbe")
 
 

@@ -71,6 +71,14 @@ class World:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return bool(value.item())
 
+    def largest(self, number: int, device: torch.device) -> int:
+        """The largest of the processes' numbers."""
+        if self.size == 1:
+            return number
+        value = torch.tensor(number, dtype=torch.int64, device=device)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return int(value.item())
+
     def part(self, rows: Tensor) -> Tensor:
         """This process's rows of ``[N, ...]``: contiguous parts whose sizes differ by at most 1."""
         return rows if self.size == 1 else rows.tensor_split(self.size)[self.rank]

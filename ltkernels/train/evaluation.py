@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -125,11 +125,15 @@ def predict_logits(
     method.eval()
     rows = []
     own = world.part(torch.arange(len(inputs)))
-    for chunk in load_batches(inputs, torch.split(own, batch_size)):
-        x = in_layout(transform.normalize(chunk.to(device)), channels_last)
-        with amp or nullcontext():
-            row = (function or method.predict)(x)
-        rows.append(row if row.dtype == torch.float64 else row.float())
+    batches = torch.split(own, batch_size)
+    pin_memory = device.type == "cuda"
+    with closing(load_batches(inputs, batches, pin_memory=pin_memory)) as loaded:
+        for chunk in loaded:
+            chunk = chunk.to(device, non_blocking=True)
+            x = in_layout(transform.normalize(chunk), channels_last)
+            with amp or nullcontext():
+                row = (function or method.predict)(x)
+            rows.append(row if row.dtype == torch.float64 else row.float())
     method.train(training)
     gathered: Tensor = world.gather(torch.cat(rows), len(inputs))
     return gathered.cpu()

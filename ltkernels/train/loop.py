@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,12 @@ from ltkernels.methods.method import Batch
 from ltkernels.train.checkpoint import load_checkpoint, save_checkpoint, write_atomic
 from ltkernels.train.evaluation import in_layout, predict_logits, score
 from ltkernels.train.interrupt import Interrupted, Interruption
+from ltkernels.train.memory import peak_memory, restart_peak
 from ltkernels.train.randomness import seed_global
 from ltkernels.train.schedule import lr_factor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
     from ltkernels.data import Inputs, LongTailedDataset
@@ -143,6 +144,9 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
+        self.peak_memory: int | None = None
+        """Bytes at the most, of the process that took most; see ``memory.peak_memory``."""
+        restart_peak(device)
         self._class_counts = dataset.class_counts
         # What is in memory lives on the device as it is stored; a step then only indexes it.
         self._inputs = dataset.train_inputs
@@ -190,6 +194,7 @@ class Trainer:
             self._at = _Position(**saved["position"])
             self.history, self.seconds = saved["history"], saved["seconds"]
             self.best = saved["best"]
+            self.peak_memory = saved.get("peak_memory")
         stages = self.method.stages()
         if saved is not None and self._at.stage == len(stages):
             self.method.load_state_dict(saved["method"])
@@ -253,32 +258,54 @@ class Trainer:
         method, at = self.method, self._at
         method.train()
         method.on_epoch_start(stage, at.epoch)
-        batches = torch.split(method.order(stage, at.epoch).to(self.device), stage.batch_size)
+        order = method.order(stage, at.epoch)
+        batches = torch.split(order.to(self.device), stage.batch_size)
         loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=self.device)
         on_cpu = self.device.type == "cpu"
         began, seconds_before, seen_before = time.perf_counter(), self.seconds, at.seen
         left = batches[at.step :]
-        loaded = load_batches(self._inputs, left, (self.config.seed, at.stage, at.epoch))
-        for step, (indices, inputs) in enumerate(zip(left, loaded, strict=True), at.step):
-            factor = lr_factor(stage.schedule, at.epoch, stage.epochs, step, len(batches))
-            for group in optimizer.param_groups:
-                group["lr"] = stage.lr * factor
-            loss = self._step(inputs, indices, optimizer, trained)
-            loss_sum += loss.double() * len(indices)
-            at.seen += len(indices)
-            at.step = step + 1
-            stop = self.world.any(interruption.requested, self.device)
-            check = on_cpu or stop or step % _CHECK_EVERY == 0 or at.step == len(batches)
-            if check:
-                at.loss_sum = float(loss_sum)
-                self._check_loss(float(loss))
-            self.seconds = seconds_before + time.perf_counter() - began
-            self.progress.step(len(indices), float(loss) if check else None)
-            if stop and at.step < len(batches):
-                self._check_weights(trained)
-                self._save(optimizer)
-                raise Interrupted
+        with closing(self._load(order, stage.batch_size)) as loaded:
+            for step, (indices, inputs) in enumerate(zip(left, loaded, strict=True), at.step):
+                factor = lr_factor(stage.schedule, at.epoch, stage.epochs, step, len(batches))
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.lr * factor
+                loss = self._step(inputs, indices, optimizer, trained)
+                loss_sum += loss.double() * len(indices)
+                at.seen += len(indices)
+                at.step = step + 1
+                stop = self.world.any(interruption.requested, self.device)
+                check = on_cpu or stop or step % _CHECK_EVERY == 0 or at.step == len(batches)
+                if check:
+                    at.loss_sum = float(loss_sum)
+                    self._check_loss(float(loss))
+                self.seconds = seconds_before + time.perf_counter() - began
+                self.progress.step(len(indices), float(loss) if check else None)
+                if stop and at.step < len(batches):
+                    self._check_weights(trained)
+                    self._save(optimizer)
+                    raise Interrupted
         return (at.seen - seen_before) / max(self.seconds - seconds_before, 1e-9)
+
+    def _load(self, order: Tensor, batch_size: int) -> Generator[Tensor, None, None]:
+        """The inputs of the epoch's batches from the current step on.
+
+        Of inputs in memory every process has the whole batch; the rest is work to be shared, and
+        each loads its own part.
+        """
+        at, part = self._at, self.world.part
+        key = (self.config.seed, at.stage, at.epoch)
+        if isinstance(self._inputs, Tensor):
+            batches = torch.split(order.to(self.device), batch_size)
+            return load_batches(self._inputs, batches[at.step :], key)
+        batches = torch.split(order.cpu(), batch_size)
+        places = torch.split(torch.arange(len(order)), batch_size)
+        return load_batches(
+            self._inputs,
+            [part(batch) for batch in batches[at.step :]],
+            key,
+            [part(place) for place in places[at.step :]],
+            pin_memory=self.device.type == "cuda",
+        )
 
     def _end_epoch(self, stage: Stage, lr: float, rate: float) -> None:
         """Evaluate, tell the method, write the epoch's row."""
@@ -311,9 +338,12 @@ class Trainer:
         method, world, seed = self.method, self.world, self.config.seed
         position = (self._at.stage, self._at.epoch, self._at.step)
         seed_global(seed, "step", *position)
+        inputs = inputs.to(self.device, non_blocking=True)
+        if not isinstance(self._inputs, Tensor):
+            inputs = world.gather(inputs, len(indices))
         with torch.no_grad():
             batch = method.prepare(
-                inputs.to(self.device, non_blocking=True),
+                inputs,
                 self._labels[indices],
                 indices,
                 derived_generator(seed, "augment", *position),
@@ -400,6 +430,10 @@ class Trainer:
             self.best = {"epoch": row["epoch"], "accuracy": accuracy, "method": state}
 
     def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
+        peak = peak_memory(self.device)
+        if peak is not None:
+            here = self.world.largest(peak, self.device)
+            self.peak_memory = max(here, self.peak_memory or 0)
         if not self.world.is_main:
             return
         save_checkpoint(
@@ -412,6 +446,7 @@ class Trainer:
                 "history": self.history,
                 "seconds": self.seconds,
                 "best": self.best,
+                "peak_memory": self.peak_memory,
             },
         )
         # Rewritten from the checkpoint's own rows: the two files never disagree.

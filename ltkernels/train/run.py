@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import ltkernels
-from ltkernels.data import Augmentation, load, vocabulary_of
+from ltkernels.data import Augmentation, ImageOptions, load, vocabulary_of
 from ltkernels.methods import METHODS, Context, SubsetExpert, TestSet
-from ltkernels.nn import build_model, count_macs, count_parameters
+from ltkernels.nn import build_model, count_macs, count_parameters, load_pretrained
+from ltkernels.predictions import write_logits
+from ltkernels.predictions.of_method import has_experts, source_of_method
 from ltkernels.train.checkpoint import write_atomic
 from ltkernels.train.config import (
     RUNTIME_KEYS,
@@ -31,6 +33,7 @@ from ltkernels.train.experts_plots import plot_experts
 from ltkernels.train.fusion_plots import plot_fusion
 from ltkernels.train.lfme_plots import plot_lfme
 from ltkernels.train.loop import Trainer, resolve_device, use_threads
+from ltkernels.train.memory import memory_kind
 from ltkernels.train.plots import HOW_TO_GET_PLOTS, can_plot, plot_run
 from ltkernels.train.progress import SilentProgress, make_progress
 from ltkernels.train.randomness import seeded
@@ -46,13 +49,18 @@ from ltkernels.train.text import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from torch import Tensor, nn
 
     from ltkernels.data import Inputs, LongTailedDataset
     from ltkernels.methods import Method
+    from ltkernels.predictions import Source
     from ltkernels.train.progress import Progress
 
 __all__ = [
+    "EXPERT_LOGITS",
+    "LOGITS",
     "hold_out",
     "load_config",
     "load_dataset",
@@ -62,6 +70,11 @@ __all__ = [
     "train",
     "untrained_method",
 ]
+
+LOGITS = "logits.safetensors"
+"""In a run's folder: what it predicts for test and validation images, if ``keep_logits``."""
+EXPERT_LOGITS = "expert_logits.safetensors"
+"""The same of each expert, where experts of parts of the classes are joined."""
 
 # What a run that has trained leaves; a configuration alone is one that failed before it began.
 _RUN_FILES = ("checkpoint.pt", "metrics.jsonl", "model.safetensors", "result.json")
@@ -129,6 +142,7 @@ def load_method(run: Path, dataset: LongTailedDataset, device: torch.device) -> 
 
 def untrained_method(config: Config, dataset: LongTailedDataset, device: torch.device) -> Method:
     """The method of a configuration as it is before training, without its teachers."""
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=""))
     return METHODS[config.method](_context(config, dataset, device, {}))
 
 
@@ -143,8 +157,8 @@ def train(
     """Train one run and write its folder.
 
     ``OUT`` gets ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt``, ``model.safetensors``,
-    ``result.json``, ``plots/*.png``, on texts ``vocabulary.txt``, and a folder for each run that
-    the method needs first.
+    ``logits.safetensors``, ``result.json``, ``plots/*.png``, on texts ``vocabulary.txt``, and a
+    folder for each run that the method needs first.
 
     Args:
         config: the resolved configuration.
@@ -220,7 +234,7 @@ def _context(
     vectors: tuple[Tensor, Tensor] | None = None,
 ) -> Context:
     model = config.model
-    build = partial(
+    build: Callable[..., Any] = partial(
         build_model,
         model.name,
         num_classes=len(dataset.class_names),
@@ -228,7 +242,15 @@ def _context(
         scale=model.scale,
         **network_arguments(config, dataset, vectors),
     )
+    if model.weights:
+        build = partial(_build_pretrained, build, Path(model.weights))
     return Context(config, dataset, dataset.class_counts, device, build, teachers, validation)
+
+
+def _build_pretrained(build: Callable[..., nn.Module], weights: Path, **options: Any) -> nn.Module:
+    network = build(**options)
+    load_pretrained(network, weights)
+    return network
 
 
 @dataclass(frozen=True)
@@ -277,6 +299,7 @@ class _Run:
         )
         trainer.fit()
         logits = trainer.logits(dataset.test_inputs)
+        sources = self._sources(trainer, validation, logits) if config.keep_logits else {}
         result = {
             **_result(config, dataset, trainer, logits),
             **vocabulary_record(dataset, vectors),
@@ -287,8 +310,13 @@ class _Run:
             "threads": threads,
             "processes": world.size,
         }
+        result["seconds_total"] = result["seconds"] + sum(
+            _total_seconds(record) for record in teacher_records.values()
+        )
         document = json.dumps(result, indent=2)
         if world.is_main:
+            for name, source in sources.items():
+                write_logits(self.out / name, source)
             self._write(document, result, trainer, logits)
         world.barrier()
         # As a later reader of the file sees it: lists, not tuples.
@@ -313,6 +341,25 @@ class _Run:
             progress=self.progress,
         )
         return folder
+
+    def _sources(
+        self, trainer: Trainer, validation: tuple[Inputs, Tensor] | None, logits: Tensor
+    ) -> dict[str, Source]:
+        """What is kept of the run's predictions, by file name."""
+        method = trainer.method
+        make = partial(
+            source_of_method,
+            str(self.out),
+            method,
+            trainer.dataset,
+            validation,
+            trainer.logits,
+            rule=self.config.shot_rule,
+        )
+        sources = {LOGITS: make(predicted=logits)}
+        if has_experts(method):
+            sources[EXPERT_LOGITS] = make(experts=True)
+        return sources
 
     def _test_set(self, trainer: Trainer) -> TestSet:
         dataset = trainer.dataset
@@ -377,6 +424,9 @@ def load_dataset(config: Config) -> LongTailedDataset:
         seed=data.seed,
         draw=data.draw,
         text=text_options(config),
+        images=ImageOptions(
+            data.image_size, data.crop, data.interpolation, data.jitter, config.workers
+        ),
     )
     if not data.rotation:
         return dataset
@@ -394,9 +444,12 @@ def load_training_set(config: Config) -> LongTailedDataset:
 def hold_out(
     dataset: LongTailedDataset, config: Config
 ) -> tuple[LongTailedDataset, tuple[Inputs, Tensor] | None]:
-    """What a run trains on, and the validation inputs and labels it holds out; None for none."""
+    """What a run trains on, and its validation inputs and labels; None for none.
+
+    They are held out of training (``data.holdout``), else the data set's own where it has some.
+    """
     if not config.data.holdout:
-        return dataset, None
+        return dataset, dataset.validation
     data = config.data
     smaller, inputs, labels = dataset.holdout(
         fraction=data.holdout, at_least=data.holdout_min, seed=data.seed
@@ -408,9 +461,14 @@ def _teacher_record(run: Path) -> dict[str, Any]:
     record: dict[str, Any] = {"run": str(run)}
     result = load_result(run)
     if result is not None:
-        keys = ("method", "seed", "split_hash", "accuracy", "seconds", "subset")
+        keys = ("method", "seed", "split_hash", "accuracy", "seconds", "seconds_total", "subset")
         record |= {key: result[key] for key in keys if key in result}
     return record
+
+
+def _total_seconds(record: Mapping[str, Any]) -> float:
+    """Seconds of a run with those it needed; of older runs their own."""
+    return float(record.get("seconds_total", record.get("seconds", 0.0)))
 
 
 def _save_network(path: Path, model: nn.Module, config: Config, dataset: LongTailedDataset) -> None:
@@ -452,6 +510,8 @@ def _result(
         "macs": count_macs(model, dataset.input_shape),
         "parameters": count_parameters(model),
         "seconds": trainer.seconds,
+        "peak_memory_bytes": trainer.peak_memory,
+        "peak_memory_kind": memory_kind(trainer.device),
         "torch": torch.__version__,
         "ltkernels": ltkernels.__version__,
         "backend": info.backend.get(trainer.device.type, "reference"),

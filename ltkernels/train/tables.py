@@ -54,6 +54,14 @@ class DataConfig:
     sampling: Literal["instance", "class"] = "instance"
     """``class``: an epoch has every class equally often. For methods that do not sample themselves:
     a baseline under uniform class sampling is a member of CBE's ensemble."""
+    image_size: int = 224
+    """Side of the squares that image files are cropped to; of other data sets no key."""
+    crop: float = 0.08
+    """Smallest area of a random crop of an image file in training, relative to the image's."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How image files are scaled; all five papers' codes are bilinear."""
+    jitter: float | None = None
+    """Strength of brightness, contrast and saturation of image files; None: the data set's own."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,8 @@ class ModelConfig:
     """Channels of the stem; None: the network's own."""
     stem_stride: int | None = None
     """Stride of the stem of a small-image network; None: 1."""
+    weights: str = ""
+    """File of torchvision's weights (.pth, .safetensors) to start from, its classifier left out."""
     embedding_width: int = 300
     """TextCNN: width of a word's vector."""
     embeddings: str = ""
@@ -295,11 +305,12 @@ class CbeConfig:
 class ViewsConfig:
     """ECL and NCL: the two augmented views of an image."""
 
-    first: Literal["dataset", "autoaugment", "contrast"] = "dataset"
+    first: Literal["dataset", "autoaugment", "randaugment", "contrast"] = "dataset"
     """What the experts classify and the query is of: the data set's own augmentation;
-    ``autoaugment`` with the CIFAR policy in it."""
-    second: Literal["dataset", "autoaugment", "contrast"] = "contrast"
-    """What the key is of: MoCo v2's augmentation."""
+    ``autoaugment`` with the CIFAR policy in it; ``randaugment`` for photographs."""
+    second: Literal["dataset", "autoaugment", "randaugment", "contrast"] = "contrast"
+    """What the key is of: MoCo v2's augmentation. Both views of an image file start from one random
+    crop of it."""
     cutout: int | None = None
     """Side of the square blanked in the first view; None: what the data set's augmentation does."""
     crop: float = 0.2
@@ -438,6 +449,9 @@ class Config:
     """ECL and NCL: predict the mean of an image and its mirror image; said in the result."""
     eval_every: int = 0
     """Epochs between evaluations; 0: about ten evaluations a run. The last epoch is always one."""
+    keep_logits: bool = True
+    """Keep the logits of test and validation images in the run's folder (4 bytes an image and
+    class), so that ``evaluate``, ``compare`` and ``fuse`` need not predict again."""
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ltkernels.data import Augmentation, LongTailedDataset
-from ltkernels.data.dataset import channel_statistics
+from ltkernels.data.transforms import channel_statistics
 
 
 def make_dataset(counts=(9, 5, 2, 1), channels=2):

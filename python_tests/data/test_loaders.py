@@ -440,12 +440,6 @@ def test_load_bad_input_is_named(arguments, message):
 
 
 def test_names():
-    assert DATASETS == (
-        "glyph-lt",
-        "digits-lt",
-        "fashion-mnist-lt",
-        "cifar10-lt",
-        "cifar100-lt",
-        "wordnet-lt",
-        "agnews-lt",
-    )
+    in_memory = ("glyph-lt", "digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt")
+    texts, files = ("wordnet-lt", "agnews-lt"), ("imagenet-lt", "places-lt", "inat2018")
+    assert (*in_memory, *texts, *files) == DATASETS

@@ -195,7 +195,7 @@ def test_compiles_in_one_graph_with_the_same_gradients(name, head):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet9"}, "resnet32, resnet10, resnet50, textcnn, got"),
+        ({"name": "resnet9"}, "one of resnet8, resnet20, resnet32, resnet10, resnet50, resnext50"),
         ({"head": "mlp"}, "`head`"),
         ({"num_classes": 0}, "`num_classes` to be >= 1, got 0"),
         ({"in_channels": 0}, "`in_channels`"),

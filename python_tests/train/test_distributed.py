@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from ltkernels.methods import METHODS
 from ltkernels.train import cli
 from ltkernels.train.checkpoint import load_checkpoint
 from ltkernels.train.distributed import SharedBatchNorm2d, World
 from tiny_data import process_environment
+
+NARROW = "model.width=8"
 
 
 def losses(out):
@@ -28,7 +31,7 @@ needs_processes = pytest.mark.skipif(
 def train_with_one_and_two(tmp_path, method, *settings):
     """The same run by one process and by two; their folders and what the two printed."""
     arguments = [method, "--dataset", "digits-lt", "--threads", "1", "--set", "device=cpu"]
-    for text in ("lr=0.02", "model.width=8", *settings):
+    for text in ("lr=0.02", *settings):
         arguments += ["--set", text]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -53,7 +56,7 @@ def result_of(out):
 def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
     # bkd trains cross-entropy first; the last batch, 31 images, does not divide by 2.
     one, two = train_with_one_and_two(
-        tmp_path, "bkd", "batch_size=50", "epochs=2", "mixup_alpha=0.5"
+        tmp_path, "bkd", NARROW, "batch_size=50", "epochs=2", "mixup_alpha=0.5"
     )
     # Sums in another order differ by rounding; every step of training amplifies that a little.
     for part, tolerances in {"teacher": (1e-6, 1e-3), "": (2e-3, 5e-3)}.items():
@@ -69,7 +72,7 @@ def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
 def test_ride_gives_the_numbers_of_one_process_in_both_stages(tmp_path):
     # With class weights, whose weighted mean no process could take alone. Two steps a stage: the
     # second one's loss tells whether the first one's gradient was right.
-    settings = ["epochs=1", "batch_size=216", "experts=2", "loss.deferred=0"]
+    settings = [NARROW, "epochs=1", "batch_size=216", "experts=2", "loss.deferred=0"]
     settings += ["routing.epochs=1", "routing.batch_size=216", "routing.z=4"]
     one, two = train_with_one_and_two(tmp_path, "ride", *settings)
     for expected, found, tolerance in zip(losses(one), losses(two), (1e-5, 1e-3), strict=True):
@@ -77,6 +80,22 @@ def test_ride_gives_the_numbers_of_one_process_in_both_stages(tmp_path):
     assert result_of(two)["routing"]["shares"]["overall"] == pytest.approx(
         result_of(one)["routing"]["shares"]["overall"], abs=0.02
     )
+
+
+TESTED_APART = ("bkd", "ride", "ecl", "ncl", "subset_expert")  # the last one within lfme
+
+
+@needs_processes
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in TESTED_APART])
+def test_torchrun_gives_the_first_losses_of_one_process(method, tmp_path):
+    # Two steps an epoch, and an epoch of whatever a method trains first or in other stages.
+    settings = [NARROW, "epochs=1", "batch_size=216", "experts=2", "data.holdout=0.2"]
+    settings += ["data.holdout_min=1", "cbe.epochs=1"]
+    one, two = train_with_one_and_two(tmp_path, method, *settings)
+    folders = [path.parent.relative_to(one) for path in one.rglob("metrics.jsonl")]
+    assert folders
+    for folder in folders:
+        assert losses(two / folder) == pytest.approx(losses(one / folder), rel=2e-3)
 
 
 @needs_processes

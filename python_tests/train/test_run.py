@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from ltkernels.methods import METHODS, CrossEntropy, Stage
+from ltkernels.predictions import read_logits
 from ltkernels.train import (
     ConfigError,
     Interrupted,
@@ -22,11 +23,13 @@ from ltkernels.train import (
     resolve,
     train,
 )
+from ltkernels.train.checkpoint import load_checkpoint, save_checkpoint
 from ltkernels.train.evaluation import adjust_logits
 from ltkernels.train.interrupt import Interruption
 from ltkernels.train.plots import HOW_TO_GET_PLOTS
 from ltkernels.train.progress import SilentProgress
 from ltkernels.train.report import format_results
+from ltkernels.train.run import LOGITS
 from tiny_data import COUNTS, TINY, tiny_dataset
 
 DATA = tiny_dataset()
@@ -109,6 +112,7 @@ def test_run_writes_its_folder(finished):
         for n in ("class_accuracy", "confusion", "curves", "group_confusion", "reliability")
     }
     names = {"config.toml", "metrics.jsonl", "result.json", "checkpoint.pt", "model.safetensors"}
+    names |= {"logits.safetensors"}
     assert files == names | plots
     assert load_config(out) == resolve(TINY)
     assert [row["epoch"] for row in rows(out)] == [1, 2, 3]
@@ -132,6 +136,44 @@ def test_saved_network_gives_the_reported_accuracy(finished):
     adjusted = adjust_logits(logits, DATA.class_counts).argmax(1)
     accuracy = 100 * float((adjusted == DATA.test_labels).double().mean())
     assert accuracy == pytest.approx(result["logit_adjusted"]["accuracy"]["overall"])
+
+
+def test_what_a_run_cost(finished, tmp_path):
+    _, result = finished
+    assert result["seconds_total"] == result["seconds"] > 0
+    # A process that has imported torch is not smaller than this.
+    assert result["peak_memory_bytes"] > 50e6
+    assert result["peak_memory_kind"] == "process_rss"
+    result = run(tmp_path / "bkd", method="bkd", epochs=1)
+    both = result["seconds"] + result["teacher"]["seconds"]
+    assert result["seconds_total"] == pytest.approx(both)
+
+
+def test_peak_memory_is_that_of_all_parts_of_a_run(tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        run(tmp_path, method="ce", progress=InterruptAt(3, monkeypatch))
+    saved = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert saved["peak_memory"] > 0
+    for before, expected in ((10**15, 10**15), (1, None)):
+        out = tmp_path / str(before)
+        out.mkdir()
+        (out / "config.toml").write_bytes((tmp_path / "config.toml").read_bytes())
+        save_checkpoint(out / "checkpoint.pt", {**saved, "peak_memory": before})
+        peak = run(out, method="ce", resume=True)["peak_memory_bytes"]
+        assert peak == expected if expected else peak > 50e6
+
+
+def test_logits_are_kept_unless_told_not_to(finished, tmp_path):
+    out, result = finished
+    source = read_logits(out / LOGITS)
+    (member,) = source.members
+    accuracy = 100 * float((member.test.argmax(1) == source.labels).double().mean())
+    assert accuracy == pytest.approx(result["accuracy"]["overall"])
+    assert torch.equal(source.labels, DATA.test_labels)
+    assert torch.equal(source.class_counts, DATA.class_counts)
+    assert (source.rule, source.split) == (result["shot_rule"], result["split_hash"])
+    run(tmp_path, method="ce", epochs=1, keep_logits=False)
+    assert not (tmp_path / LOGITS).exists()
 
 
 @pytest.mark.parametrize("steps", [3, 8, 13])  # inside an epoch, at the end of one, inside again

@@ -52,9 +52,10 @@ struct Or {
   __device__ __forceinline__ unsigned operator()(unsigned a, unsigned b) const { return a | b; }
 };
 
-// kRowThreads share a row. kExperts 0: any number, at the price of local memory.
+// kRowThreads share a row. kExperts 0: any number, at the price of local memory. The least number
+// of blocks keeps ptxas from saving registers that nobody needs, and spilling for it.
 template <class Storage, int kRowThreads, int kExperts>
-__global__ void __launch_bounds__(kRoutingThreads)
+__global__ void __launch_bounds__(kRoutingThreads, 2)
     routing_target(const __grid_constant__ RoutingTargetParams p) {
   using Acc = Accumulate<Storage>;
   constexpr int kRows = kRoutingThreads / kRowThreads;

@@ -9,15 +9,20 @@ Arrays of a .npz or .safetensors file:
 | ``classes`` | int ``[S]``, the class of each column; by default 0 ... S - 1 |
 | ``labels``, ``val_labels`` | int ``[M]``, ``[V]``: the true classes |
 | ``class_counts`` | int ``[C]``: training images a class, for many, medium and few |
+| ``rule``, ``split`` | text: which classes are many, medium and few; hash of the training images |
 
 Several experts in one file have names: ``logits_<name>``, ``val_logits_<name>``,
-``classes_<name>``. A .npy file is test logits ``[M, C]`` of all classes; its validation logits are
-in ``NAME.val.npy`` beside it. Labels and counts may be files of their own on the command line.
+``classes_<name>``. In safetensors, text stands in the metadata, as does the order of the experts
+where it is not that of their names (``experts``, a JSON list).
+
+A .npy file is test logits ``[M, C]`` of all classes; its validation logits are in ``NAME.val.npy``
+beside it. Labels and counts may be files of their own on the command line.
 """
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,12 +30,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .sources import Member, Source
+from ltkernels.metrics import SHOT_RULES
+
+from .source import Member, Source
 
 __all__ = ["read_array", "read_logits", "write_logits"]
 
 SUFFIXES = (".npz", ".npy", ".safetensors")
 _COMMON = ("labels", "val_labels", "class_counts")
+_TEXT = ("rule", "split")
 
 
 def read_logits(path: Path) -> Source:
@@ -43,7 +51,7 @@ def read_logits(path: Path) -> Source:
         ValueError: another kind of file, an unknown or a missing name, or a wrong shape.
         OSError: the file cannot be read.
     """
-    arrays = _arrays(path)
+    arrays, text = _contents(path)
     kinds = ("val_logits", "logits", "classes")
     experts: dict[str, dict[str, Tensor]] = {}
     for name, value in arrays.items():
@@ -52,34 +60,48 @@ def read_logits(path: Path) -> Source:
         kind = next((k for k in kinds if name == k or name.startswith(f"{k}_")), None)
         if kind is None:
             raise ValueError(
-                f"{path}: unknown array {name!r} (there are {', '.join((*kinds, *_COMMON))})"
+                f"{path}: unknown array {name!r} "
+                f"(there are {', '.join((*kinds, *_COMMON, *_TEXT))})"
             )
         experts.setdefault(name[len(kind) + 1 :], {})[kind] = value
     if not any("logits" in parts for parts in experts.values()):
         raise ValueError(f"{path}: the array 'logits' is missing")
+    rule = text.get("rule", "")
+    if rule and rule not in SHOT_RULES:
+        raise ValueError(
+            f"{path}: expected 'rule' to be one of {', '.join(SHOT_RULES)}, got {rule!r}"
+        )
+    order = json.loads(text.get("experts", "[]"))
+    names = sorted(experts, key=lambda name: order.index(name) if name in order else len(order))
     return Source(
         str(path),
-        tuple(_member(path, name, parts) for name, parts in experts.items()),
+        tuple(_member(path, name, experts[name]) for name in names),
         labels=_integers(path, "labels", arrays.get("labels")),
         validation_labels=_integers(path, "val_labels", arrays.get("val_labels")),
         class_counts=_integers(path, "class_counts", arrays.get("class_counts")),
+        rule=rule,
+        split=text.get("split", ""),
     )
 
 
-def _arrays(path: Path) -> dict[str, Tensor]:
+def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The arrays of a file, and its text."""
     if path.suffix == ".npy":
         beside = path.with_name(f"{path.stem}.val.npy")
         arrays = {"logits": read_array(path)}
         if beside.exists():
             arrays["val_logits"] = read_array(beside)
-        return arrays
+        return arrays, {}
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as stored:
-            return {name: torch.from_numpy(stored[name]) for name in stored.files}
+            numbers = {n: torch.from_numpy(stored[n]) for n in stored.files if n not in _TEXT}
+            return numbers, {n: str(stored[n]) for n in stored.files if n in _TEXT}
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
-        return dict(load_file(path))
+        with safe_open(path, framework="pt", device="cpu") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return arrays, dict(file.metadata() or {})
     raise ValueError(f"{path}: expected a run's folder or a file {', '.join(SUFFIXES)}")
 
 
@@ -132,30 +154,38 @@ def _integers(path: Path, name: str, value: Tensor | None) -> Tensor | None:
 
 
 def write_logits(path: Path, source: Source) -> None:
-    """Write a source as a .npz file that :func:`read_logits` reads back.
+    """Write a source as a file that :func:`read_logits` reads back.
 
     Raises:
-        ValueError: the file's name does not end in .npz.
+        ValueError: the file's name ends neither in .npz nor in .safetensors.
     """
     from ltkernels.train.checkpoint import write_atomic
 
-    if path.suffix != ".npz":
-        raise ValueError(f"{path}: expected a file .npz")
-    arrays: dict[str, np.ndarray] = {}
-    for i, member in enumerate(source.members):
-        short = member.name.rpartition(":")[2] if len(source.members) > 1 else ""
-        suffix = f"_{short or i}" if len(source.members) > 1 else ""
-        arrays[f"logits{suffix}"] = member.test.numpy()
-        arrays[f"classes{suffix}"] = member.classes.numpy()
+    if path.suffix not in (".npz", ".safetensors"):
+        raise ValueError(f"{path}: expected a file .npz or .safetensors")
+    arrays: dict[str, Tensor] = {}
+    several = len(source.members) > 1
+    names = [m.name.rpartition(":")[2] or str(i) for i, m in enumerate(source.members)]
+    for name, member in zip(names, source.members, strict=True):
+        suffix = f"_{name}" if several else ""
+        arrays[f"logits{suffix}"] = member.test
+        arrays[f"classes{suffix}"] = member.classes
         if member.validation is not None:
-            arrays[f"val_logits{suffix}"] = member.validation.numpy()
-    for key, value in (
-        ("labels", source.labels),
-        ("val_labels", source.validation_labels),
-        ("class_counts", source.class_counts),
-    ):
+            arrays[f"val_logits{suffix}"] = member.validation
+    for key in _COMMON:
+        value = getattr(source, "validation_labels" if key == "val_labels" else key)
         if value is not None:
-            arrays[key] = value.numpy()
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomic(path, buffer.getvalue())
+            arrays[key] = value
+    text = {key: getattr(source, key) for key in _TEXT if getattr(source, key)}
+    if path.suffix == ".npz":
+        buffer = io.BytesIO()
+        numbers = {name: value.numpy() for name, value in arrays.items()}
+        np.savez(buffer, **numbers, **{k: np.array(v) for k, v in text.items()})  # type: ignore[arg-type]
+        write_atomic(path, buffer.getvalue())
+        return
+    from safetensors.torch import save
+
+    if several:
+        text["experts"] = json.dumps(names)
+    # Of tensors that share memory, as the experts' classes may, safetensors will have none.
+    write_atomic(path, save({k: v.contiguous().clone() for k, v in arrays.items()}, text))
