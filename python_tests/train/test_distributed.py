@@ -91,6 +91,11 @@ def test_torchrun_gives_the_first_losses_of_one_process(method, tmp_path):
     # Two steps an epoch, and an epoch of whatever a method trains first or in other stages.
     settings = [NARROW, "epochs=1", "batch_size=216", "experts=2", "data.holdout=0.2"]
     settings += ["data.holdout_min=1", "cbe.epochs=1"]
+    if method == "crt":
+        start = str(tmp_path / "start")
+        given = [word for text in settings for word in ("--set", text)]
+        assert cli.main(["ce", "--dataset", "digits-lt", *given, "--out", start]) == 0
+        settings += [f"start={start}"]
     one, two = train_with_one_and_two(tmp_path, method, *settings)
     folders = [path.parent.relative_to(one) for path in one.rglob("metrics.jsonl")]
     assert folders
