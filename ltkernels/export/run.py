@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import ltkernels
-from ltkernels.data import Augmentation, load_batches
+from ltkernels.data import Augmentation, TextTransform, load_batches, vocabulary_of
 from ltkernels.methods import CBE
 from ltkernels.train.checkpoint import write_atomic
 from ltkernels.train.config import ConfigError
 from ltkernels.train.distributed import World
 from ltkernels.train.evaluation import predict_logits, score
 from ltkernels.train.run import hold_out, load_config, load_dataset, load_method, load_result
+from ltkernels.train.text import VOCABULARY
 
 from .program import Check, Classifier, check_program, export_program, predicted_by_all
 
@@ -39,7 +40,8 @@ class Exported:
     """What was written.
 
     Args:
-        folder: holds ``model.pt2``, ``model.safetensors`` and ``model.json``.
+        folder: holds ``model.pt2``, ``model.safetensors`` and ``model.json``; of a run on texts
+            ``vocabulary.txt``, too.
         card: content of ``model.json``.
         check: the program, loaded again, beside the eager model on the test images.
     """
@@ -118,6 +120,9 @@ def export_run(run: Path, out: Path, dataset: LongTailedDataset | None = None) -
         "ltkernels": ltkernels.__version__,
     }
     write_atomic(out / "model.safetensors", (run / "model.safetensors").read_bytes())
+    vocabulary = vocabulary_of(data)
+    if vocabulary is not None:
+        write_atomic(out / VOCABULARY, vocabulary.to_text())
     # Last: a folder with it is a whole one.
     document = json.dumps(card, indent=2, ensure_ascii=False)
     write_atomic(out / "model.json", document + "\n")
@@ -139,4 +144,7 @@ def _input(example: Tensor, transform: Transform) -> dict[str, Any]:
     if isinstance(transform, Augmentation):
         card["normalisation"] = "inside the program: (images / 255 - mean) / std"
         card |= {"mean": list(transform.mean), "std": list(transform.std)}
+    if isinstance(transform, TextTransform):
+        card["ids"] = f"line numbers of {VOCABULARY}, from 0; 0 fills a text up behind"
+        card["vocabulary"] = transform.vocabulary.hash
     return card

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ltkernels.data import TextTransform, Vocabulary, vocabulary_of, wordnet
+from ltkernels.export import export_run
 from ltkernels.methods import METHODS
 from ltkernels.train import (
     ConfigError,
@@ -93,6 +94,17 @@ def test_a_run_loads_again_from_its_folder(finished):
         logits = method.predict(DATA.transform.normalize(DATA.test_inputs))
     accuracy = 100 * float((logits.argmax(1) == DATA.test_labels).double().mean())
     assert accuracy == pytest.approx(result["accuracy"]["overall"])
+
+
+def test_an_exported_run_brings_its_words(finished, tmp_path):
+    exported = export_run(finished[0], tmp_path, DATA)
+    assert exported.check.passed
+    assert exported.card["input"]["dtype"] == "int32"
+    assert exported.card["input"]["vocabulary"] == DATA.transform.vocabulary.hash
+    words = Vocabulary.from_text((tmp_path / "vocabulary.txt").read_text())
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    text = words.encode([["own0x0", "any1"]], DATA.input_shape[0])
+    assert int(program(text).argmax()) == 0
 
 
 def test_a_run_of_other_words_is_refused(finished):
