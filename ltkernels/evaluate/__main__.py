@@ -15,7 +15,7 @@ from torch import Tensor
 from ltkernels.metrics import SHOT_RULES
 from ltkernels.predictions import Source, files
 from ltkernels.train.checkpoint import write_atomic
-from ltkernels.train.command import exit_code
+from ltkernels.train.command import check_folder, exit_code
 from ltkernels.train.config import ConfigError
 from ltkernels.train.loop import TrainingError
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _given(path: Path | None) -> Tensor | None:
-    return None if path is None else files.read_array(path).long()
+    return None if path is None else files.read_integers(path)
 
 
 def _models(path: Path, arguments: argparse.Namespace) -> list[tuple[Source, dict[str, Any]]]:
@@ -90,6 +90,7 @@ def _models(path: Path, arguments: argparse.Namespace) -> list[tuple[Source, dic
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    check_folder("--json", arguments.json)
     posthoc = [name for name in arguments.posthoc.split(",") if name]
     unknown = [name for name in posthoc if name not in POSTHOC]
     if unknown:

@@ -287,6 +287,12 @@ def _notes(
         notes.append(f"result.json says {reported:.2f} % overall, these logits {overall:.2f} %")
     if source.class_counts is not None and bool((source.class_counts <= 0).any()):
         notes.append("a class has no training image, so that there are no groups")
+    if source.labels is not None and source.class_counts is not None:
+        unseen = len(source.class_counts) - len(set(source.labels.tolist()))
+        if unseen:
+            notes.append(
+                f"{unseen} of {len(source.class_counts)} classes have no test image and are in no mean"
+            )
     if source.rule and rule != source.rule:
         notes.append(f"groups by rule {rule}, the model's own is {source.rule}")
     return tuple(notes)

@@ -52,5 +52,6 @@ def facts_of_run(run: Path) -> dict[str, Any]:
     result = load_result(run)
     if result is None:
         raise ConfigError(f"{run} holds no finished run: result.json is missing")
-    keeps = METHODS[load_config(run).method].keeps_prior
+    config = load_config(run)
+    keeps = METHODS[config.method].logits_keep_prior(config)
     return {**result, "run": str(run), "keeps_prior": keeps}

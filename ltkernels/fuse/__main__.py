@@ -16,7 +16,7 @@ from ltkernels.metrics import SHOT_RULES
 from ltkernels.predictions import files
 from ltkernels.predictions.runs import logits_of_run
 from ltkernels.train.checkpoint import write_atomic
-from ltkernels.train.command import exit_code
+from ltkernels.train.command import check_folder, exit_code
 from ltkernels.train.config import ConfigError
 from ltkernels.train.loop import TrainingError
 
@@ -109,10 +109,12 @@ def _read(path: Path, arguments: argparse.Namespace) -> Source:
 
 
 def _given(path: Path | None) -> Tensor | None:
-    return None if path is None else files.read_array(path).long()
+    return None if path is None else files.read_integers(path)
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    check_folder("--json", arguments.json)
+    check_folder("--write-logits", arguments.write_logits)
     methods = arguments.method.split(",")
     unknown = [name for name in methods if name not in STRATEGIES]
     if unknown:

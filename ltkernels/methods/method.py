@@ -161,6 +161,11 @@ class Method(nn.Module, ABC):
         self.model = context.build_model()
 
     @classmethod
+    def logits_keep_prior(cls, config: Config) -> bool:
+        """Whether such a run's logits carry the prior: the method keeps it, the epochs have it."""
+        return cls.keeps_prior and config.data.sampling == "instance"
+
+    @classmethod
     def complete(cls, config: Config) -> Config:
         """The configuration with what follows from other runs; called before the run begins."""
         return config

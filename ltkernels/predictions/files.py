@@ -23,8 +23,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ from ltkernels.metrics import SHOT_RULES
 
 from .source import Member, Source
 
-__all__ = ["read_array", "read_logits", "write_logits"]
+__all__ = ["read_array", "read_integers", "read_logits", "write_logits"]
 
 SUFFIXES = (".npz", ".npy", ".safetensors")
 _COMMON = ("labels", "val_labels", "class_counts")
@@ -76,9 +78,9 @@ def read_logits(path: Path) -> Source:
     return Source(
         str(path),
         tuple(_member(path, name, experts[name]) for name in names),
-        labels=_integers(path, "labels", arrays.get("labels")),
-        validation_labels=_integers(path, "val_labels", arrays.get("val_labels")),
-        class_counts=_integers(path, "class_counts", arrays.get("class_counts")),
+        labels=_maybe_integers(path, "labels", arrays.get("labels")),
+        validation_labels=_maybe_integers(path, "val_labels", arrays.get("val_labels")),
+        class_counts=_maybe_integers(path, "class_counts", arrays.get("class_counts")),
         rule=rule,
         split=text.get("split", ""),
     )
@@ -93,21 +95,48 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             arrays["val_logits"] = read_array(beside)
         return arrays, {}
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as stored:
+        with _named(path), np.load(path, allow_pickle=False) as stored:
             numbers = {n: torch.from_numpy(stored[n]) for n in stored.files if n not in _TEXT}
             return numbers, {n: str(stored[n]) for n in stored.files if n in _TEXT}
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with _named(path), safe_open(path, framework="pt", device="cpu") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return arrays, dict(file.metadata() or {})
     raise ValueError(f"{path}: expected a run's folder or a file {', '.join(SUFFIXES)}")
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """The readers' errors name no file."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (ValueError, TypeError, EOFError, KeyError, BadZipFile, SafetensorError) as error:
+        raise ValueError(f"{path}: not a readable {path.suffix} file of numbers") from error
+
+
 def read_array(path: Path) -> Tensor:
-    """One array of a .npy file."""
-    return torch.from_numpy(np.load(path, allow_pickle=False))
+    """One array of a .npy file.
+
+    Raises:
+        ValueError: it is none.
+        OSError: the file cannot be read.
+    """
+    with _named(path):
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+
+
+def read_integers(path: Path) -> Tensor:
+    """Labels or counts of a .npy file, int64 ``[N]``.
+
+    Raises:
+        ValueError: it is no such file.
+        OSError: the file cannot be read.
+    """
+    return _integers(path, "the array", read_array(path))
 
 
 def _member(path: Path, name: str, parts: Mapping[str, Tensor]) -> Member:
@@ -116,9 +145,12 @@ def _member(path: Path, name: str, parts: Mapping[str, Tensor]) -> Member:
     if "logits" not in parts:
         raise ValueError(f"{path}: the array 'logits{suffix}' is missing")
     z = _floating(path, f"logits{suffix}", parts["logits"])
-    classes = _integers(path, f"classes{suffix}", parts.get("classes"))
+    classes = _maybe_integers(path, f"classes{suffix}", parts.get("classes"))
     if classes is None:
         classes = torch.arange(z.shape[1])
+    elif len(set(classes.tolist())) < len(classes):
+        twice = int(classes[classes == classes.mode().values][0])
+        raise ValueError(f"{path}: expected 'classes{suffix}' to be distinct, got {twice} twice")
     validation = None
     if "val_logits" in parts:
         validation = _floating(path, f"val_logits{suffix}", parts["val_logits"])
@@ -140,16 +172,24 @@ def _floating(path: Path, name: str, value: Tensor) -> Tensor:
             f"{path}: expected {name!r} to be floating [N, S], got {value.dtype} "
             f"{list(value.shape)}"
         )
+    if len(value) == 0:
+        raise ValueError(f"{path}: expected {name!r} to have a row at least, got none")
+    if bool((value.isnan() | value.isposinf()).any()):
+        raise ValueError(f"{path}: expected {name!r} to be numbers or -inf, got NaN or +inf")
     return value if value.dtype == torch.float64 else value.float()
 
 
-def _integers(path: Path, name: str, value: Tensor | None) -> Tensor | None:
-    if value is None:
-        return None
+def _maybe_integers(path: Path, name: str, value: Tensor | None) -> Tensor | None:
+    return None if value is None else _integers(path, name, value)
+
+
+def _integers(path: Path, name: str, value: Tensor) -> Tensor:
     if value.dim() != 1 or value.is_floating_point() or value.dtype == torch.bool:
         raise ValueError(
             f"{path}: expected {name!r} to be integers [N], got {value.dtype} {list(value.shape)}"
         )
+    if len(value) and int(value.min()) < 0:
+        raise ValueError(f"{path}: expected {name!r} >= 0, got {int(value.min())}")
     return value.long()
 
 

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from ltkernels.train.config import ConfigError
 
-__all__ = ["DONE", "FAILED", "INTERRUPTED", "WRONG_USAGE", "exit_code"]
+__all__ = ["DONE", "FAILED", "INTERRUPTED", "WRONG_USAGE", "check_folder", "exit_code"]
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def check_folder(option: str, file: Path | None) -> None:
+    """See before the work, not after it, that the folder of a file to be written is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if file is not None and not file.parent.is_dir():
+        raise ConfigError(f"{option}: there is no folder {file.parent}")
 
 
 def exit_code(

@@ -524,7 +524,7 @@ def _result(
         "test_set_leak": config.selection == "best_test",
         "info": info.to_dict(),
     }
-    if trainer.method.keeps_prior:
+    if trainer.method.logits_keep_prior(config):
         tau = config.loss.tau
         adjusted = score(adjust_logits(logits, counts, tau), labels, counts, config.shot_rule)
         result["logit_adjusted"] = {

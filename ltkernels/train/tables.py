@@ -53,7 +53,8 @@ class DataConfig:
     ECL and NCL turn the ``dataset`` view only."""
     sampling: Literal["instance", "class"] = "instance"
     """``class``: an epoch has every class equally often. For methods that do not sample themselves:
-    a baseline under uniform class sampling is a member of CBE's ensemble."""
+    a baseline under uniform class sampling is a member of CBE's ensemble. A loss that corrects the
+    prior of the counts (balanced softmax, class weights) then corrects one that is not there."""
     image_size: int = 224
     """Side of the squares that image files are cropped to; of other data sets no key."""
     crop: float = 0.08

@@ -349,12 +349,38 @@ def test_counts_of_no_images_give_no_groups():
             "of 2 validation images, labels of 5",
         ),
         ({"logits": np.zeros((2, 3)), "labels": np.zeros(2, int), "rule": "x"}, "one of kang"),
+        ({"logits": np.full((2, 3), np.nan), "labels": np.zeros(2, int)}, "got NaN or +inf"),
+        ({"logits": np.zeros((0, 3)), "labels": np.zeros(0, int)}, "to have a row at least"),
+        ({"logits": np.zeros((2, 3)), "labels": np.array([0, -1])}, "expected 'labels' >= 0"),
+        (
+            {
+                "logits": np.zeros((2, 3)),
+                "labels": np.zeros(2, int),
+                "classes": np.array([0, 2, 2]),
+            },
+            "distinct, got 2 twice",
+        ),
     ],
 )
 def test_wrong_files_are_named(arrays, message, tmp_path, capsys):
     np.savez(tmp_path / "wrong.npz", **arrays)
     assert evaluate(tmp_path / "wrong.npz") == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".safetensors"])
+def test_a_damaged_file_is_named(suffix, tmp_path, capsys):
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(b"no numbers at all")
+    assert evaluate(path) == 1
+    assert f"{path}: not a readable {suffix} file" in capsys.readouterr().err
+
+
+def test_classes_without_a_test_image_are_said():
+    z, labels = torch.eye(5)[:4], torch.arange(4)
+    counts = torch.tensor([200, 150, 60, 30, 3])
+    source = Source("few", (Member("few", torch.arange(5), z, None),), labels, None, counts)
+    assert "1 of 5 classes have no test image" in " ".join(make_card(source).notes)
 
 
 def test_wrong_usage(file, tmp_path, capsys):
@@ -364,6 +390,8 @@ def test_wrong_usage(file, tmp_path, capsys):
     assert "run" in capsys.readouterr().err
     assert evaluate(file, "--posthoc", "magic") == 2
     assert "unknown post-hoc row 'magic'" in capsys.readouterr().err
+    assert evaluate(file, "--json", tmp_path / "nowhere" / "cards.json") == 2
+    assert "--json: there is no folder" in capsys.readouterr().err
     assert evaluate(file, "--posthoc", "") == 0
 
 

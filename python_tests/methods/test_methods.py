@@ -195,3 +195,10 @@ def test_uniform_class_sampling_shows_every_class_equally_often():
     shown = DATA.train_labels[first].bincount()
     assert shown.max() - shown.min() <= 1
     assert not torch.equal(first, second)
+
+
+def test_logits_of_balanced_epochs_carry_no_prior():
+    for sampling, keeps in (("instance", True), ("class", False)):
+        config = resolve(TINY, {"method": "ce", "data.sampling": sampling})
+        assert METHODS["ce"].logits_keep_prior(config) is keeps
+        assert not METHODS["balanced_softmax"].logits_keep_prior(config)
