@@ -20,6 +20,7 @@ from ltkernels.train.loop import TrainingError
 from ltkernels.train.plots import can_plot
 from ltkernels.train.run import load_result
 
+from .checks import check_before_training
 from .contestants import entry_name, gather, parse_logits
 from .plan import Plan, grid_names, make_plan, method_grid, read_grid
 from .report import NO_PLOTS, compare, summary, write_report
@@ -180,6 +181,15 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
                 _say(f"note: {note}")
         if grid and not arguments.report_only:
             left = sum(load_result(job.folder) is None for job in plan.jobs)
+            if left:
+                check_before_training(
+                    plan,
+                    files,
+                    baseline=arguments.baseline,
+                    rule=arguments.rule,
+                    posthoc=arguments.posthoc,
+                    files_keep_prior=arguments.logits_keep_prior,
+                )
             _say(f"{len(plan.jobs)} runs in {arguments.out}, {left} to train")
             outcome = run_all(
                 plan.jobs,
