@@ -7,7 +7,7 @@ import fcntl
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ltkernels.train.loop import TrainingError
 from ltkernels.train.plots import can_plot
 from ltkernels.train.run import load_result
 
+from .checks import check_before_training
 from .contestants import entry_name, gather, parse_logits
 from .plan import Plan, grid_names, make_plan, method_grid, read_grid
 from .report import NO_PLOTS, compare, summary, write_report
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", default=Config.dataset, metavar="NAME", help=f"default: {Config.dataset}")
     add("--methods", type=_names, metavar="M1,M2", help="methods, each as its recipe has it")
     add("--grid", metavar="NAME|FILE.toml", help="configurations of a TOML file, a table each")
-    add("--only", type=_names, default=[], metavar="A,B", help="of the grid, with what they name")
+    add("--only", type=_names, metavar="A,B", help="of the grid, with what they name")
     add("--seeds", type=int, default=3, metavar="S", help="seeds 0 ... S - 1 (default: 3)")
     add(
         "--set",
@@ -99,14 +100,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _grid(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    if arguments.methods and arguments.grid:
+    methods, only = arguments.methods, arguments.only
+    for key, names in (("methods", methods), ("only", only)):
+        if names == []:
+            raise ConfigError(f"--{key}: expected names, got none")
+    if methods and arguments.grid is not None:
         raise ConfigError("--methods and --grid: expected one of the two")
-    if arguments.only and arguments.methods:
+    if only and methods:
         raise ConfigError("--only chooses from a grid; with --methods name those you want")
-    if arguments.methods:
-        return method_grid(arguments.methods)
-    if arguments.grid or not arguments.logits:
-        return read_grid(arguments.grid or "methods", arguments.only)
+    if methods:
+        return method_grid(methods)
+    if arguments.grid is not None or not arguments.logits:
+        return read_grid("methods" if arguments.grid is None else arguments.grid, only or ())
     return {}
 
 
@@ -167,6 +172,14 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
+def _left_out(out: Path, used: Iterable[Path]) -> list[str]:
+    """One line on the finished runs of a folder that are not in its report; none where all are."""
+    known = {path.resolve() for path in used}
+    there = [file.parent for file in out.glob("*/result.json") if not file.parent.is_symlink()]
+    names = sorted(folder.name for folder in there if folder.resolve() not in known)
+    return [f"in this folder, but not in this report: {', '.join(names)}"] if names else []
+
+
 def _run(arguments: argparse.Namespace, command: str) -> int:
     grid, files = _grid(arguments), parse_logits(arguments.logits)
     common = _common(arguments)
@@ -180,6 +193,15 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
                 _say(f"note: {note}")
         if grid and not arguments.report_only:
             left = sum(load_result(job.folder) is None for job in plan.jobs)
+            if left:
+                check_before_training(
+                    plan,
+                    files,
+                    baseline=arguments.baseline,
+                    rule=arguments.rule,
+                    posthoc=arguments.posthoc,
+                    files_keep_prior=arguments.logits_keep_prior,
+                )
             _say(f"{len(plan.jobs)} runs in {arguments.out}, {left} to train")
             outcome = run_all(
                 plan.jobs,
@@ -209,6 +231,8 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
             files_keep_prior=arguments.logits_keep_prior,
             device=arguments.device or "auto",
         )
+        used = [job.folder for job in plan.jobs]
+        used += [path for paths in files.values() for path in paths]
         comparison = compare(
             found,
             arguments.baseline,
@@ -217,7 +241,7 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
             settings=plan.settings,
             common=plan.common,
             missing=missing,
-            notes=plan.notes,
+            notes=[*plan.notes, *_left_out(arguments.out, used)],
         )
         written = write_report(arguments.out, comparison)
     _say(f"\n{summary(comparison)}\n")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SAME_PREDICTIONS",
+    "Common",
     "Contestant",
     "Entry",
     "Field",
@@ -138,7 +139,7 @@ def gather(
     paths += [(name, k, path) for name, own in files.items() for k, path in enumerate(own)]
     notes: list[str] = []
     dataset, posthoc = _dataset([p for name, _, p in paths if name in runs], posthoc, notes)
-    common = _Common(rule)
+    common = Common(rule)
     cards: dict[str, dict[int, Card]] = {}
     results: dict[str, dict[int, dict[str, Any]]] = {}
     measured: dict[str, dict[str, dict[int, Measured]]] = {}
@@ -213,7 +214,7 @@ def _dataset(
         return None, [row for row in posthoc if row != "tau_norm"]
 
 
-class _Common:
+class Common:
     """What all must share, known from the first that says it."""
 
     def __init__(self, rule: str) -> None:

@@ -34,6 +34,11 @@ from .statistics import (
 __all__ = ["NO_PLOTS", "Comparison", "compare", "write_report"]
 
 NO_PLOTS = "no plots: `pip install matplotlib`, then run the command again"
+_TIE = 1e-9  # percentage points
+_NO_WIDTH = (
+    " An interval without width is no certainty: all resamples of these images and seeds give the "
+    "same, other images or seeds may not."
+)
 _SELECTION = {
     "last": "last epoch",
     "best_val": "epoch chosen on images held out of training",
@@ -284,11 +289,15 @@ def _remarks(c: Comparison) -> list[str]:
 
 
 def _meaning(c: Comparison) -> str:
-    pairs = {d.seeds for own in c.differences.values() for d in own.values() if d is not None}
+    known = [d for own in c.differences.values() for d in own.values() if d is not None]
+    pairs = {d.seeds for d in known}
     covers = f"test images and seeds ({c.resamples:,} resamples of both)"
     if pairs == {1}:
+        one = (
+            "one seed" if len({tuple(e.runs) for e in c.found.entries}) == 1 else "one common seed"
+        )
         covers = (
-            f"test images only ({c.resamples:,} resamples), as there is one seed: it says nothing "
+            f"test images only ({c.resamples:,} resamples), as there is {one}: it says nothing "
             "of another training"
         )
     elif 1 in pairs:
@@ -299,6 +308,7 @@ def _meaning(c: Comparison) -> str:
         f"* the interval excludes 0; ** so does the {len(c.differences)}-fold comparison in this "
         f"column (Holm, {100 * ALPHA:.0f} %). Without a mark the difference may be chance."
         + (" With so few seeds it takes a great one to stand." if max(pairs) in (2, 3) else "")
+        + (_NO_WIDTH if any(d.high - d.low < _TIE for d in known) else "")
     )
 
 

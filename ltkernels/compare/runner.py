@@ -176,26 +176,29 @@ class _Signals:
 
 
 class _Clock:
-    """How much is left: runs, and the time they will take by those that are finished."""
+    """How much is left: runs, and the time they will take by those that this session trained.
+
+    What an earlier one left says how long training took, not how long a process did, and perhaps
+    on another machine; a run that goes on from a checkpoint is a part of one.
+    """
 
     def __init__(self, jobs: Sequence[Job], at_a_time: int) -> None:
         self._jobs, self._at_a_time = jobs, at_a_time
         self._kind = {job.folder: _kind(job) for job in jobs}
         self._seconds: dict[str, list[float]] = {}
         self._began: dict[Path, float] = {}
-        self._done: set[Path] = set()
-        for job in jobs:
-            result = load_result(job.folder)
-            if result is not None:
-                self._done.add(job.folder)
-                self._seconds.setdefault(_kind(job), []).append(result["seconds"])
+        self._continued: set[Path] = set()
+        self._done = {job.folder for job in jobs if load_result(job.folder) is not None}
 
     def start(self, folder: Path) -> None:
         self._began[folder] = time.perf_counter()
+        if (folder / "checkpoint.pt").exists():
+            self._continued.add(folder)
 
     def stop(self, folder: Path) -> None:
         spent = time.perf_counter() - self._began.pop(folder)
-        self._seconds.setdefault(self._kind[folder], []).append(spent)
+        if folder not in self._continued:
+            self._seconds.setdefault(self._kind[folder], []).append(spent)
         self._done.add(folder)
 
     def drop(self, folder: Path) -> None:
@@ -205,13 +208,16 @@ class _Clock:
         left = [job.folder for job in self._jobs if job.folder not in self._done]
         if not left:
             return f"all {len(self._jobs)} runs are finished"
+        count = f"{len(left)} of {len(self._jobs)} runs left"
         every = [s for seconds in self._seconds.values() for s in seconds]
+        if not every:
+            return count
         now, seconds = time.perf_counter(), 0.0
         for folder in left:
             expected = statistics.mean(self._seconds.get(self._kind[folder], every))
             seconds += max(0.0, expected - (now - self._began.get(folder, now)))
         share = seconds / min(self._at_a_time, len(left))
-        return f"{len(left)} of {len(self._jobs)} runs left, about {_duration(share)}"
+        return f"{count}, about {_duration(share)}"
 
 
 def _kind(job: Job) -> str:

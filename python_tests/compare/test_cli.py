@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from ltkernels.compare.__main__ import main
+from ltkernels.compare.__main__ import _left_out, main
 from ltkernels.train import load_result
 from tiny_data import process_environment
 
@@ -51,6 +51,11 @@ def test_it_trains_what_is_missing_and_reports(tmp_path, capsys):
     report = json.loads((out / "report.json").read_text())
     copy = report["differences"]["copy"]["overall"]
     assert (copy["points"], copy["low"], copy["high"], copy["p"]) == (0, 0, 0, 1)
+
+    # A report of less says what it leaves out.
+    assert main([*common, "--methods", "ce", "--seeds", "1", "--report-only"]) == 0
+    note = "in this folder, but not in this report: kd-0"
+    assert note in json.loads((out / "report.json").read_text())["remarks"]
 
 
 @pytest.mark.slow
@@ -111,6 +116,10 @@ def test_ctrl_c_saves_and_the_printed_command_goes_on(tmp_path):
     [
         (["--methods", "rido"], "unknown method 'rido'"),
         (["--methods", "ce", "--grid", "ride"], "expected one of the two"),
+        (["--methods", ""], "--methods: expected names, got none"),
+        (["--methods", "", "--logits", "x=none.npz"], "--methods: expected names, got none"),
+        (["--only", ","], "--only: expected names, got none"),
+        (["--grid", ""], "there is no grid ''"),
         (["--methods", "ce", "--only", "ce"], "--only chooses from a grid"),
         (["--methods", "ce", "--baseline", "kd"], "unknown baseline 'kd' (there are ce)"),
         (["--methods", "ce", "--set", "seed=1"], "--set seed: this differs from run to run"),
@@ -145,3 +154,14 @@ def test_report_only_trains_nothing(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "missing: ce, seed 0: not trained yet" in error
     assert "nothing to compare" in error
+
+
+def test_what_the_folder_holds_beside_the_report_is_one_line(tmp_path):
+    assert _left_out(tmp_path, []) == []
+    for name in ("kd-1", "kd-0", "ce-0", "begun-0"):
+        (tmp_path / name).mkdir()
+        if name != "begun-0":
+            (tmp_path / name / "result.json").write_text("{}")
+    (tmp_path / "link-0").symlink_to("ce-0")
+    note = "in this folder, but not in this report: kd-0, kd-1"
+    assert _left_out(tmp_path, [tmp_path / "ce-0"]) == [note]

@@ -169,6 +169,21 @@ def test_a_run_is_what_its_files_lack(tmp_path):
     assert "where there is one pair, test images only" in text
 
 
+def test_one_common_seed_is_not_one_seed(files):
+    some = {"ce": files["ce"][:1], "new": files["new"][:2]}
+    assert "as there is one common seed:" in summary(compare(gather({}, some), resamples=1000))
+    some["new"] = files["new"][:1]
+    assert "as there is one seed:" in summary(compare(gather({}, some), resamples=1000))
+
+
+def test_an_interval_without_width_is_explained_where_there_is_one(files):
+    tie = compare(gather({}, files, posthoc=[]), resamples=1000)
+    assert (same := tie.differences["same"]["overall"]).low == same.high == 0
+    assert "An interval without width is no certainty" in summary(tie)
+    files.pop("same")
+    assert "without width" not in summary(compare(gather({}, files, posthoc=[]), resamples=1000))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

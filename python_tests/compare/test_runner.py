@@ -15,7 +15,6 @@ from ltkernels.compare import runner
 from ltkernels.compare.plan import Job
 from ltkernels.compare.runner import run_all
 from ltkernels.train import resolve
-from ltkernels.train.config import to_toml
 
 RESULT = {"accuracy": {"overall": 50.0}, "seconds": 1.0}
 TRAIN = """
@@ -123,16 +122,35 @@ def test_a_run_is_started_by_its_configuration(tmp_path):
     assert command[3:] == ["--resume", "--out", str(tmp_path), "--threads", "1"]
 
 
-def test_durations_and_what_is_left_are_by_kind(tmp_path):
+def test_durations_and_what_is_left_are_by_kind(tmp_path, monkeypatch):
     assert [runner._duration(s) for s in (7.2, 600, 6000)] == ["7 s", "10 min", "1 h 40 min"]
+    now = 0.0
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: now)
     jobs = []
-    for name, seed, seconds in (("ce", 0, 10.0), ("ride", 0, 100.0), ("ce", 1, 0), ("ride", 1, 0)):
-        folder = tmp_path / f"{name}-{seed}"
-        folder.mkdir()
-        config = resolve({"dataset": "digits-lt", "seed": seed, "method": name})
-        (folder / "config.toml").write_text(to_toml(config))
-        if seconds:
-            (folder / "result.json").write_text(json.dumps({**RESULT, "seconds": seconds}))
-        jobs.append(Job(folder.name, folder, config, ()))
-    assert str(runner._Clock(jobs, 1)) == "2 of 4 runs left, about 2 min"
-    assert str(runner._Clock(jobs, 2)) == "2 of 4 runs left, about 55 s"
+    for seed in (0, 1, 2):
+        for name in ("ce", "ride"):
+            config = resolve({"dataset": "digits-lt", "seed": seed, "method": name})
+            jobs.append(Job(f"{name}-{seed}", tmp_path / f"{name}-{seed}", config, ()))
+            jobs[-1].folder.mkdir()
+    # What an earlier session finished is done, but says nothing of the time that is left.
+    for job in jobs[:2]:
+        (job.folder / "result.json").write_text(json.dumps(RESULT))
+    clocks = [runner._Clock(jobs, at_a_time) for at_a_time in (1, 2)]
+    assert str(clocks[0]) == "4 of 6 runs left"
+    for job, seconds in zip(jobs[2:4], (10.0, 100.0), strict=True):
+        for clock in clocks:
+            clock.start(job.folder)
+        now += seconds
+        for clock in clocks:
+            clock.stop(job.folder)
+    assert str(clocks[0]) == "2 of 6 runs left, about 2 min"
+    assert str(clocks[1]) == "2 of 6 runs left, about 55 s"
+
+
+def test_a_run_that_goes_on_says_nothing_of_whole_ones(jobs_of, tmp_path):
+    jobs = jobs_of(("a", "", []), ("b", "", []))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "checkpoint.pt").touch()
+    said = []
+    run_all(jobs, say=said.append)
+    assert said[0] == "a: 50.0 %, 1 s; 1 of 2 runs left"
