@@ -291,7 +291,8 @@ def _notes(
         unseen = len(source.class_counts) - len(set(source.labels.tolist()))
         if unseen:
             notes.append(
-                f"{unseen} of {len(source.class_counts)} classes have no test image and are in no mean"
+                f"{unseen} of {len(source.class_counts)} classes have no test image: "
+                "they are in no mean"
             )
     if source.rule and rule != source.rule:
         notes.append(f"groups by rule {rule}, the model's own is {source.rule}")
