@@ -46,8 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         help="join the image files of a data set to shards of small images",
         description="Writes images whose shorter side is SIZE, joined to files of some tens of "
         "megabytes; training reads them with data.root=DIR. What was interrupted goes on. Training "
-        "on squares of S pixels (data.image_size=S) needs a SIZE of at least S * 256 / 224, rounded: 256 "
-        "for 224, the default of both.",
+        "on squares of S pixels (data.image_size=S) needs a SIZE of at least S * 256 / 224, "
+        "rounded: 256 for 224, the default of both.",
     ).add_argument
     add("name", metavar="NAME", help=f"one of {', '.join(LISTED)}")
     add("--out", type=Path, required=True, metavar="DIR", help="the packed folder")
