@@ -14,6 +14,7 @@ from ltkernels.train.run import hold_out, load_dataset
 from . import DATASETS, ImageFiles, LongTailedDataset
 from .listed import LISTED, published
 from .packing import PackOptions, pack
+from .stores import describe_missing
 from .subsets import (
     SubsetRule,
     class_subsets,
@@ -107,11 +108,7 @@ def _check_files(data: LongTailedDataset) -> None:
     missing = [where for store in stores for where in store.missing()]
     if missing:
         count = sum(len(store.names) for store in stores)
-        rest = ", ..." if len(missing) > 3 else ""
-        raise FileNotFoundError(
-            f"{len(missing):,} of the {count:,} images of {data.name} are missing: "
-            f"{', '.join(missing[:3])}{rest}"
-        )
+        raise FileNotFoundError(describe_missing(missing, count, data.name))
 
 
 def _pack(arguments: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from .image_files import ImageFiles
 from .images import Array, ImageOptions, pillow, resized_side
 from .photographs import PhotoAugmentation
 from .sources import data_root
-from .stores import MANIFEST, FolderStore, ImageStore, Pack
+from .stores import MANIFEST, FolderStore, ImageStore, Pack, describe_missing
 
 __all__ = ["LISTED", "ImageList", "find_lists", "load_listed"]
 
@@ -305,10 +305,15 @@ def _image_root(file: Path, names: Sequence[str], base: Path) -> Path:
     for folder in candidates:
         if (folder / first).is_file():
             return folder
+    # Some of the others tell whether it is that image alone that is missing.
+    some = names[:: -(-len(names) // 100)]
+    for folder in candidates:
+        if len(FolderStore(folder, some).missing()) < len(some):
+            missing = FolderStore(folder, names).missing()
+            raise FileNotFoundError(f"`load`: {describe_missing(missing, len(names), str(file))}")
     raise FileNotFoundError(
         f"`load`: {first}, the first image of {file}, is not below {base.absolute()} or one of its "
-        "folders; put the images there as the list names them (links will do); "
-        "`python -m ltkernels.data info` looks for all of them"
+        "folders; put the images there as the list names them (links will do)"
     )
 
 

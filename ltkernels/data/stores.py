@@ -19,7 +19,16 @@ from .images import Array, pillow
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["INDEX", "MANIFEST", "FolderStore", "ImageStore", "Pack", "PackedStore", "shard_name"]
+__all__ = [
+    "INDEX",
+    "MANIFEST",
+    "FolderStore",
+    "ImageStore",
+    "Pack",
+    "PackedStore",
+    "describe_missing",
+    "shard_name",
+]
 
 MANIFEST = "pack.json"
 """Says what a packed folder holds; written last, so a folder that has it is complete."""
@@ -71,6 +80,15 @@ class FolderStore:
     def path(self, position: int) -> Path:
         """The image's file."""
         return self.root / self.names[position].lstrip("/")
+
+
+def describe_missing(missing: Sequence[str], count: int, of: str) -> str:
+    """How many images are missing, and the first three of them, in words."""
+    rest = ", ..." if len(missing) > 3 else ""
+    return (
+        f"{len(missing):,} of the {count:,} images of {of} are missing: "
+        f"{', '.join(missing[:3])}{rest}"
+    )
 
 
 def shard_name(split: str, number: int) -> str:

@@ -131,6 +131,15 @@ def test_a_damaged_list_is_named(split, line, message, copy):
         load("imagenet-lt", root=copy)
 
 
+def test_a_missing_first_image_is_counted_with_the_others(copy):
+    names = (copy / "ImageNet_LT_test.txt").read_text().split()[::2]
+    for name in (names[0], names[4]):
+        (copy / name).unlink()
+    message = rf"2 of the 12 images of .*_test\.txt are missing: .*{names[0]}, .*{names[4]}$"
+    with pytest.raises(FileNotFoundError, match=message):
+        load("imagenet-lt", root=copy)
+
+
 @pytest.mark.parametrize("label", [8142, -1, 10**14])
 def test_a_category_beyond_the_published_ones_is_named(label, tmp_path):
     write_inat(tmp_path, as_json=True)
