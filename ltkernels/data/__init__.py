@@ -62,7 +62,9 @@ from .wordnet import load_wordnet
 __all__ = [
     "CIFAR_POLICY",
     "DATASETS",
+    "IMAGE_FILES",
     "OFFICIAL_VALIDATION",
+    "TEXTS",
     "VIEWS",
     "Augmentation",
     "ContrastView",
@@ -108,18 +110,26 @@ __all__ = [
     "vocabulary_of",
 ]
 
-_LOADERS: dict[str, Callable[[str | os.PathLike[str] | None], Source | TextSource]] = {
+_IMAGE_LOADERS: dict[str, Callable[[str | os.PathLike[str] | None], Source]] = {
     "glyph-lt": load_glyph_lt,
     "digits-lt": load_digits,
     "fashion-mnist-lt": load_fashion_mnist,
     "cifar10-lt": load_cifar10,
     "cifar100-lt": load_cifar100,
+}
+_TEXT_LOADERS: dict[str, Callable[[str | os.PathLike[str] | None], TextSource]] = {
     "wordnet-lt": load_wordnet,
     "agnews-lt": load_agnews,
 }
 
-DATASETS: tuple[str, ...] = (*_LOADERS, *LISTED)
+DATASETS: tuple[str, ...] = (*_IMAGE_LOADERS, *_TEXT_LOADERS, *LISTED)
 """Names that :func:`load` takes."""
+
+TEXTS = frozenset(_TEXT_LOADERS)
+"""Data sets of texts; the others have images."""
+
+IMAGE_FILES = frozenset(LISTED)
+"""Data sets of image files, which are decoded, cropped and scaled when they are wanted."""
 
 OFFICIAL_VALIDATION = frozenset(name for name, what in LISTED.items() if "val" in what.lists)
 """Data sets that have validation images of their own, apart from training and test."""
@@ -180,7 +190,7 @@ def load(
                 f"`draw`, got {imbalance}, {kind!r} and {draw!r}"
             )
         return load_listed(name, root, images)
-    source = _LOADERS[name](root)
+    source = (_IMAGE_LOADERS | _TEXT_LOADERS)[name](root)
     indices = _training_indices(name, source, imbalance, kind, seed, draw)
     train_inputs: Tensor
     transform: Transform

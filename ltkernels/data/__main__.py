@@ -11,9 +11,10 @@ from ltkernels.train.command import exit_code
 from ltkernels.train.config import ConfigError, parse_assignment, resolve
 from ltkernels.train.run import hold_out, load_dataset
 
-from . import DATASETS
+from . import DATASETS, ImageFiles, LongTailedDataset
 from .listed import LISTED, published
 from .packing import PackOptions, pack
+from .stores import describe_missing
 from .subsets import (
     SubsetRule,
     class_subsets,
@@ -34,7 +35,8 @@ def _parser() -> argparse.ArgumentParser:
         "info",
         help="what a data set holds: images, groups of classes, split hash, long-tailness",
         description="Prints classes and images, the groups of every shot rule, the hash of the "
-        "training split and the long-tailness.",
+        "training split and the long-tailness. Of image files it checks that all of them are "
+        "there; exit 1 where some are not.",
     ).add_argument
     add("name", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
     add("--root", type=Path, metavar="DIR", help="folder of the data set's files")
@@ -44,12 +46,20 @@ def _parser() -> argparse.ArgumentParser:
         "pack",
         help="join the image files of a data set to shards of small images",
         description="Writes images whose shorter side is SIZE, joined to files of some tens of "
-        "megabytes; training reads them with data.root=DIR. What was interrupted goes on.",
+        "megabytes; training reads them with data.root=DIR. What was interrupted goes on. Training "
+        "on squares of S pixels (data.image_size=S) needs a SIZE of at least S * 256 / 224, "
+        "rounded: 256 for 224, the default of both.",
     ).add_argument
     add("name", metavar="NAME", help=f"one of {', '.join(LISTED)}")
     add("--out", type=Path, required=True, metavar="DIR", help="the packed folder")
     add("--root", type=Path, metavar="DIR", help="folder of the lists and the images")
-    add("--size", type=int, default=256, metavar="N", help="pixels (default: 256)")
+    add(
+        "--size",
+        type=int,
+        default=256,
+        metavar="N",
+        help="pixels of the shorter side, at least data.image_size * 256 / 224 (default: 256)",
+    )
     add("--quality", type=int, default=90, metavar="Q", help="of the JPEGs (default: 90)")
     add("--raw", action="store_true", help="pixels instead of JPEGs: five to ten times the bytes")
     add("--workers", type=int, default=0, metavar="N", help="processes (default: this one)")
@@ -62,8 +72,10 @@ def _info(arguments: argparse.Namespace) -> None:
     given = dict(parse_assignment(text) for text in arguments.set)
     if arguments.root is not None:
         given["data.root"] = str(arguments.root)
-    config = resolve({**given, "dataset": arguments.name})
+    # No image is loaded: what size one could be loaded in is not asked of a packed folder.
+    config = resolve({"data.image_size": 1, **given, "dataset": arguments.name})
     whole = load_dataset(config)
+    _check_files(whole)
     data, validation = hold_out(whole, config)
     splits = {"train": len(data.train_labels)}
     if validation is not None:
@@ -83,6 +95,20 @@ def _info(arguments: argparse.Namespace) -> None:
         print(f"  {rule:<8}{' / '.join(parts)}")
     rows = longtailness(counts, config.subsets.thresholds, config.subsets.rule)
     print(f"\nlong-tailness by subset ({config.subsets.rule}):\n{format_longtailness(rows)}")
+
+
+def _check_files(data: LongTailedDataset) -> None:
+    """Whether all image files of a data set are there.
+
+    Raises:
+        FileNotFoundError: some are not; the first three are named.
+    """
+    inputs = [data.train_inputs, data.test_inputs, *(data.validation or ())[:1]]
+    stores = [part.store for part in inputs if isinstance(part, ImageFiles)]
+    missing = [where for store in stores for where in store.missing()]
+    if missing:
+        count = sum(len(store.names) for store in stores)
+        raise FileNotFoundError(describe_missing(missing, count, data.name))
 
 
 def _pack(arguments: argparse.Namespace) -> None:

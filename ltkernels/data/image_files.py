@@ -101,6 +101,8 @@ class ImageFiles(StoredInputs):
         except Exception as error:  # decoders raise whatever they like of a broken file
             where = self.store.where(position)
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if isinstance(error, FileNotFoundError):
+                reason += "; `python -m ltkernels.data info` looks for all files of a data set"
             raise ValueError(f"`ImageFiles`: cannot read {where}: {reason}") from error
 
 

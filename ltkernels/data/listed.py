@@ -22,7 +22,7 @@ from .image_files import ImageFiles
 from .images import Array, ImageOptions, pillow, resized_side
 from .photographs import PhotoAugmentation
 from .sources import data_root
-from .stores import MANIFEST, FolderStore, ImageStore, Pack
+from .stores import MANIFEST, FolderStore, ImageStore, Pack, describe_missing
 
 __all__ = ["LISTED", "ImageList", "find_lists", "load_listed"]
 
@@ -199,7 +199,7 @@ def find_lists(name: str, base: Path) -> dict[str, ImageList]:
     for folder in folders:
         for files in (what.lists, what.json):
             if files and all((folder / file).is_file() for file in files.values()):
-                read = {split: _read(folder / file) for split, file in files.items()}
+                read = {split: _read(folder / file, what.classes) for split, file in files.items()}
                 _check(read)
                 return {
                     split: ImageList(file, names, labels, _image_root(file, names, base), classes)
@@ -221,14 +221,15 @@ def find_lists(name: str, base: Path) -> dict[str, ImageList]:
 _Read = tuple[Path, Sequence[str], Array, tuple[str, ...]]
 
 
-def _read(file: Path) -> _Read:
-    names, labels, classes = (_read_json if file.suffix == ".json" else _read_text)(file)
+def _read(file: Path, classes: int) -> _Read:
+    reader = _read_json if file.suffix == ".json" else _read_text
+    names, labels, class_names = reader(file, classes)
     if not names:
         raise ValueError(f"`load`: {file} lists no image")
-    return file, names, np.asarray(labels, np.int64), classes
+    return file, names, np.asarray(labels, np.int64), class_names
 
 
-def _read_text(file: Path) -> tuple[list[str], list[int], tuple[str, ...]]:
+def _read_text(file: Path, classes: int) -> tuple[list[str], list[int], tuple[str, ...]]:
     names, labels = [], []
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -241,25 +242,36 @@ def _read_text(file: Path) -> tuple[list[str], list[int], tuple[str, ...]]:
                     f"`load`: {file}, line {number}: expected `relative/path label`, got "
                     f"{line.strip()!r}"
                 )
+            # Python refuses to read numbers of thousands of digits.
+            if len(parts[1]) > 18 or int(parts[1]) >= classes:
+                raise _beyond(f"{file}, line {number}", classes, parts[1])
             names.append(parts[0])
             labels.append(int(parts[1]))
     return names, labels, ()
 
 
-def _read_json(file: Path) -> tuple[list[str], list[int], tuple[str, ...]]:
+def _beyond(where: str, classes: int, label: str) -> ValueError:
+    got = label if len(label) <= 18 else f"{label[:18]}..."
+    return ValueError(f"`load`: {where}: expected a label of 0 ... {classes - 1}, got {got}")
+
+
+def _read_json(file: Path, classes: int) -> tuple[list[str], list[int], tuple[str, ...]]:
     try:
         content = json.loads(file.read_bytes())
         path = {image["id"]: str(image["file_name"]) for image in content["images"]}
         pairs = [(path[a["image_id"]], int(a["category_id"])) for a in content["annotations"]]
         categories = {int(c["id"]): str(c["name"]) for c in content.get("categories", ())}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
             f"`load`: {file}: expected JSON with images (id, file_name) and annotations "
             f"(image_id, category_id), got {error!r}"
         ) from error
+    for name, label in pairs:
+        if not 0 <= label < classes:
+            raise _beyond(f"{file}, category_id of {name}", classes, str(label))
     complete = sorted(categories) == list(range(len(categories)))
-    classes = tuple(categories[i] for i in range(len(categories))) if complete else ()
-    return [name for name, _ in pairs], [label for _, label in pairs], classes
+    class_names = tuple(categories[i] for i in range(len(categories))) if complete else ()
+    return [name for name, _ in pairs], [label for _, label in pairs], class_names
 
 
 def _check(read: dict[str, _Read]) -> None:
@@ -293,6 +305,12 @@ def _image_root(file: Path, names: Sequence[str], base: Path) -> Path:
     for folder in candidates:
         if (folder / first).is_file():
             return folder
+    # Some of the others tell whether it is that image alone that is missing.
+    some = names[:: -(-len(names) // 100)]
+    for folder in candidates:
+        if len(FolderStore(folder, some).missing()) < len(some):
+            missing = FolderStore(folder, names).missing()
+            raise FileNotFoundError(f"`load`: {describe_missing(missing, len(names), str(file))}")
     raise FileNotFoundError(
         f"`load`: {first}, the first image of {file}, is not below {base.absolute()} or one of its "
         "folders; put the images there as the list names them (links will do)"

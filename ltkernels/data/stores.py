@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import mmap
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,16 @@ from .images import Array, pillow
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["INDEX", "MANIFEST", "FolderStore", "ImageStore", "Pack", "PackedStore", "shard_name"]
+__all__ = [
+    "INDEX",
+    "MANIFEST",
+    "FolderStore",
+    "ImageStore",
+    "Pack",
+    "PackedStore",
+    "describe_missing",
+    "shard_name",
+]
 
 MANIFEST = "pack.json"
 """Says what a packed folder holds; written last, so a folder that has it is complete."""
@@ -39,6 +49,9 @@ class ImageStore(Protocol):
     def where(self, position: int) -> str:
         """Where an image lies, for messages."""
 
+    def missing(self) -> list[str]:
+        """Where the images lie whose file is not there, or too short; no file is read."""
+
 
 class FolderStore:
     """Image files below a folder.
@@ -58,9 +71,24 @@ class FolderStore:
     def where(self, position: int) -> str:
         return str(self.path(position))
 
+    def missing(self) -> list[str]:
+        # Strings: a Path for each of half a million files takes longer than looking for it.
+        root = str(self.root)
+        paths = (os.path.join(root, name.lstrip("/")) for name in self.names)
+        return [path for path in paths if not os.path.isfile(path)]
+
     def path(self, position: int) -> Path:
         """The image's file."""
         return self.root / self.names[position].lstrip("/")
+
+
+def describe_missing(missing: Sequence[str], count: int, of: str) -> str:
+    """How many images are missing, and the first three of them, in words."""
+    rest = ", ..." if len(missing) > 3 else ""
+    return (
+        f"{len(missing):,} of the {count:,} images of {of} are missing: "
+        f"{', '.join(missing[:3])}{rest}"
+    )
 
 
 def shard_name(split: str, number: int) -> str:
@@ -104,6 +132,14 @@ class PackedStore:
     def where(self, position: int) -> str:
         shard = shard_name(self.split, int(self.entries[position, 0]))
         return f"{self.names[position]} in {self.folder / shard}"
+
+    def missing(self) -> list[str]:
+        sizes = np.zeros(int(self.entries[:, 0].max(initial=-1)) + 1, np.int64)
+        for shard in range(len(sizes)):
+            file = self.folder / shard_name(self.split, shard)
+            sizes[shard] = file.stat().st_size if file.is_file() else 0
+        ends = self.entries[:, 1] + self.entries[:, 2]
+        return [self.where(int(i)) for i in np.flatnonzero(ends > sizes[self.entries[:, 0]])]
 
     def _map(self, shard: int) -> mmap.mmap:
         if shard not in self._maps:

@@ -111,6 +111,9 @@ class TextSource:
         """Token ids int32 ``[N, L]`` of the drawn training texts, and of the test texts.
 
         The vocabulary is counted on the drawn texts alone, as far as they are kept.
+
+        Raises:
+            ValueError: no word occurs often enough to have an id.
         """
         length = options.max_length
         train = [tokenize(self.pool_texts[index])[:length] for index in indices.tolist()]
@@ -118,6 +121,11 @@ class TextSource:
         vocabulary = Vocabulary.count(
             train, min_count=options.min_count, max_words=options.max_words
         )
+        if len(vocabulary) == len(Vocabulary.count([])):
+            raise ValueError(
+                f"`text.min_count`: no word of the {len(train):,} training texts occurs "
+                f"{options.min_count:,} times"
+            )
         ids = vocabulary.encode(train, length), vocabulary.encode(test, length)
         return *ids, TextTransform(vocabulary)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["PAD", "UNKNOWN", "Vocabulary", "tokenize"]
+__all__ = ["PAD", "TOKENISATION", "UNKNOWN", "Vocabulary", "tokenize"]
 
 PAD, UNKNOWN = 0, 1
 """Ids of what fills a text up, and of a word that is not in the vocabulary."""
@@ -21,6 +21,12 @@ PAD, UNKNOWN = 0, 1
 _SPECIAL = ("<pad>", "<unk>")
 # A word before n't; contractions; words of letters and digits; the marks that Kim's code keeps.
 _TOKEN = re.compile(r"[^\W_]+?(?=n't\b)|n't\b|'(?:s|ve|re|ll|d|m)\b|[^\W_]+|[,!?()]")
+
+TOKENISATION = (
+    "lower case, \N{RIGHT SINGLE QUOTATION MARK} as ', then every match of the regular expression "
+    f"{_TOKEN.pattern}"
+)
+"""What :func:`tokenize` does, for a reader without it."""
 
 
 def tokenize(text: str) -> list[str]:

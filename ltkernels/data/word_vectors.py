@@ -32,8 +32,8 @@ def read_word_vectors(path: Path, vocabulary: Vocabulary, width: int) -> tuple[T
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: its vectors have another width, a line holds something else, or no word of the
-            vocabulary is there.
+        ValueError: its vectors have another width, a line holds something else than finite
+            numbers, or no word of the vocabulary is there.
     """
     found: dict[int, np.ndarray] = {}
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -53,9 +53,17 @@ def read_word_vectors(path: Path, vocabulary: Vocabulary, width: int) -> tuple[T
             if word not in vocabulary:
                 continue
             try:
-                found[vocabulary[word]] = np.array(values, dtype=np.float32)
+                with np.errstate(over="ignore"):  # too large for float32: infinite, said below
+                    vector = np.array(values, dtype=np.float64).astype(np.float32)
             except ValueError as error:
                 raise ValueError(f"{path}, line {place}: {error}") from error
+            finite = np.isfinite(vector)
+            if not finite.all():
+                raise ValueError(
+                    f"{path}, line {place}: expected finite numbers, got "
+                    f"{values[int(finite.argmin())]} for {word!r}"
+                )
+            found[vocabulary[word]] = vector
     if not found:
         raise ValueError(f"{path} has none of the vocabulary's {len(vocabulary) - 2} words")
     ids = sorted(found)

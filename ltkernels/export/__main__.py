@@ -10,6 +10,7 @@ from pathlib import Path
 import ltkernels.export
 from ltkernels.train.command import exit_code
 from ltkernels.train.config import ConfigError
+from ltkernels.train.text import VOCABULARY
 
 from .run import export_run
 
@@ -44,7 +45,8 @@ def _run(arguments: argparse.Namespace) -> None:
         f"program and model on {check.images} test images: largest difference "
         f"{check.max_difference:.3g}, the same class for {check.same_class}"
     )
-    for name in ("model.pt2", "model.safetensors", "model.json"):
+    words = [VOCABULARY] if "vocabulary" in card["input"] else []
+    for name in ("model.pt2", "model.safetensors", *words, "model.json"):
         print(done.folder / name)
 
 

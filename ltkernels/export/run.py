@@ -13,6 +13,7 @@ import torch
 
 import ltkernels
 from ltkernels.data import Augmentation, TextTransform, load_batches, vocabulary_of
+from ltkernels.data.vocabulary import PAD, TOKENISATION, UNKNOWN
 from ltkernels.methods import CBE
 from ltkernels.train.checkpoint import write_atomic
 from ltkernels.train.config import ConfigError
@@ -145,6 +146,12 @@ def _input(example: Tensor, transform: Transform) -> dict[str, Any]:
         card["normalisation"] = "inside the program: (images / 255 - mean) / std"
         card |= {"mean": list(transform.mean), "std": list(transform.std)}
     if isinstance(transform, TextTransform):
-        card["ids"] = f"line numbers of {VOCABULARY}, from 0; 0 fills a text up behind"
+        length = example.shape[1]
+        card["ids"] = (
+            f"line numbers of {VOCABULARY}, from 0, of a text's first {length} words; {UNKNOWN} "
+            f"for a word that is not there, {PAD} fills a text up behind"
+        )
+        card["tokenisation"] = TOKENISATION
+        card["max_length"] = length
         card["vocabulary"] = transform.vocabulary.hash
     return card

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ltkernels.data import DATASETS
+from ltkernels.data import DATASETS, IMAGE_FILES, TEXTS
 from ltkernels.methods import METHODS
 from ltkernels.train.command import DONE, FAILED, INTERRUPTED, WRONG_USAGE
 from ltkernels.train.config import (
@@ -32,6 +32,20 @@ from ltkernels.train.report import format_results
 from ltkernels.train.run import train
 
 __all__ = ["main"]
+
+
+# Keys that only some data sets read: tables end with a dot.
+_OF_TEXTS = (
+    "text.",
+    "model.embedding_width",
+    "model.embeddings",
+    "model.static_embeddings",
+    "model.filter_widths",
+    "model.feature_maps",
+    "model.dropout",
+)
+_OF_IMAGES = ("model.width", "model.stem_stride", "model.expert_width", "views.")
+_OF_IMAGE_FILES = ("data.image_size", "data.crop", "data.interpolation", "data.jitter")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,13 +114,22 @@ def _new_folder(name: str) -> Path:
 
 
 def _note_unread(config: Config, given: dict[str, Any]) -> None:
-    """Say which of the given keys the method does not read."""
+    """Say which of the given keys the method or the data set does not read."""
+    if not World.from_environment().is_main:
+        return
     specific = {key for method in METHODS.values() for key in method.reads} | {"experts"}
     unread = specific - METHODS[config.method].reads
     unread = {k for k in given if k in unread or k.partition(".")[0] in unread}
-    if unread and World.from_environment().is_main:
-        keys = ", ".join(f"`{k}`" for k in sorted(unread))
-        print(f"note: {config.method} does not read {keys}", file=sys.stderr)
+    foreign: tuple[str, ...] = _OF_IMAGES if config.dataset in TEXTS else _OF_TEXTS
+    if config.dataset not in IMAGE_FILES:
+        foreign += _OF_IMAGE_FILES
+    other = {k for k in given if k in foreign or f"{k.partition('.')[0]}." in foreign} - unread
+    for who, keys in ((config.method, unread), (config.dataset, other)):
+        if keys:
+            named = ", ".join(f"`{k}`" for k in sorted(keys))
+            print(f"note: {who} does not read {named}", file=sys.stderr)
+    if given.get("data.rotation") and not config.data.augment:
+        print("note: `data.rotation` turns no image with `data.augment` = false", file=sys.stderr)
 
 
 def _resume_command(out: Path, given: Sequence[str]) -> str:

@@ -410,7 +410,7 @@ def _validate_subsets(config: Config, need: Callable[[bool, str, str], None]) ->
 
 def _validate_cbe(config: Config, need: Callable[[bool, str, str], None]) -> None:
     cbe = config.cbe
-    need(config.data.rotation >= 0, "data.rotation", "degrees not below 0")
+    need(0 <= config.data.rotation <= 180, "data.rotation", "degrees, 0 to 180")
     need(config.data.holdout_min >= 0, "data.holdout_min", "a number not below 0")
     if config.data.holdout_min:
         need(config.data.holdout > 0, "data.holdout", "above 0 with data.holdout_min")

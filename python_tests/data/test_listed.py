@@ -19,6 +19,7 @@ from ltkernels.data import (
     load,
     load_batches,
 )
+from ltkernels.data.__main__ import main
 
 SMALL = ImageOptions(size=16)
 
@@ -109,6 +110,14 @@ def test_missing_images_name_the_first(copy):
         ("train", "train/a.JPEG", r"line \d+: expected `relative/path label`, got 'train/a.JPEG'"),
         ("train", "train/a.JPEG -1", "expected `relative/path label`"),
         ("train", "train/a.JPEG x", "expected `relative/path label`"),
+        (
+            "train",
+            "train/a.JPEG 1000",
+            r"train\.txt, line \d+: expected a label of 0 \.\.\. 999, got",
+        ),
+        ("test", "val/a.JPEG 1000", r"_test\.txt, line 13: expected a label of 0 \.\.\. 999, got"),
+        ("train", f"train/a.JPEG {10**14}", "label of 0 ... 999, got 100000000000000$"),
+        ("train", f"train/a.JPEG {'9' * 5000}", r"label of 0 ... 999, got 9{18}\.\.\.$"),
         ("train", "train/a.JPEG 13", "labels 0 ... 13 with an image each, class 12 has none"),
         ("test", "val/a.JPEG 12", r"_test\.txt has label 12, the training images have 0 ... 11"),
         ("train", f"train/{SYNSETS[0]}/{SYNSETS[0]}_0.JPEG 0", "_0.JPEG is twice in"),
@@ -120,6 +129,48 @@ def test_a_damaged_list_is_named(split, line, message, copy):
         file.write(f"{line}\n")
     with pytest.raises(ValueError, match=message):
         load("imagenet-lt", root=copy)
+
+
+def test_a_missing_first_image_is_counted_with_the_others(copy):
+    names = (copy / "ImageNet_LT_test.txt").read_text().split()[::2]
+    for name in (names[0], names[4]):
+        (copy / name).unlink()
+    message = rf"2 of the 12 images of .*_test\.txt are missing: .*{names[0]}, .*{names[4]}$"
+    with pytest.raises(FileNotFoundError, match=message):
+        load("imagenet-lt", root=copy)
+
+
+@pytest.mark.parametrize("label", [8142, -1, 10**14])
+def test_a_category_beyond_the_published_ones_is_named(label, tmp_path):
+    write_inat(tmp_path, as_json=True)
+    content = json.loads((tmp_path / "train2018.json").read_text())
+    content["annotations"][2]["category_id"] = label
+    (tmp_path / "train2018.json").write_text(json.dumps(content))
+    message = rf"train2018\.json, category_id of .*train2\.jpg: .* 0 \.\.\. 8141, got {label}$"
+    with pytest.raises(ValueError, match=message):
+        load("inat2018", root=tmp_path)
+
+
+def test_info_looks_for_every_file(copy, capsys):
+    info = ["info", "imagenet-lt", "--root", str(copy)]
+    assert main(info) == 0
+    lists = [
+        (copy / f"ImageNet_LT_{split}.txt").read_text().split()[::2] for split in ("val", "test")
+    ]
+    gone = [lists[0][5], lists[1][3], lists[1][4], lists[1][7]]
+    for name in gone:
+        (copy / name).unlink()
+    capsys.readouterr()
+    assert main(info) == 1
+    error = capsys.readouterr().err
+    total = 24 + len((copy / "ImageNet_LT_train.txt").read_text().splitlines())
+    assert f"error: 4 of the {total} images of imagenet-lt are missing: " in error
+    assert sum(name in error for name in gone) == 3
+    data = load("imagenet-lt", root=copy, images=SMALL)  # training looks for one of each list
+    with pytest.raises(
+        ValueError, match=r"cannot read .*JPEG: .*ltkernels.data info` looks for all"
+    ):
+        list(load_batches(data.test_inputs, [torch.arange(12)]))
 
 
 def test_an_empty_list_is_named(copy):

@@ -220,3 +220,16 @@ def test_a_broken_image_is_named(tree, tmp_path, capsys):
     for workers in ("0", "2"):
         assert main(["pack", "imagenet-lt", *out, "--workers", workers]) == 1
         assert f"cannot read {broken}" in capsys.readouterr().err
+
+
+def test_info_asks_no_size_of_a_pack_but_all_its_shards(tree, tmp_path, capsys):
+    pack("imagenet-lt", tree[0], tmp_path, PackOptions(size=16))
+    info = ["info", "imagenet-lt", "--root", str(tmp_path)]
+    assert main(info) == 0
+    assert main([*info, "--set", "data.image_size=224"]) == 1
+    assert "images of 224 pixels (data.image_size) need --size 256" in capsys.readouterr().err
+    (tmp_path / "test-00001.shard").unlink()  # the test's last 2 of 12 images
+    assert main(info) == 1
+    error = capsys.readouterr().err
+    assert "error: 2 of the" in error
+    assert "test-00001.shard" in error

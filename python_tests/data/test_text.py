@@ -151,6 +151,13 @@ def test_vectors_of_the_vocabularys_words_alone(tmp_path, header):
         ("dog 1 2 3\n", 2, "line 1: expected 2 numbers"),
         ("zebra 1 2\ndog 1\n", 2, "line 2: expected 2 numbers"),
         ("dog 1 x\n", 2, "line 1: could not convert"),
+        (
+            "zebra 1 nan\ndog 1 nan\n",
+            2,
+            "vectors.txt, line 2: expected finite .* got nan for 'dog'",
+        ),
+        ("dog -inf 1\n", 2, "line 1: expected finite numbers, got -inf"),
+        ("dog 1 1e39\n", 2, "line 1: expected finite numbers, got 1e39"),
         ("zebra 1 2\n", 2, "none of the vocabulary's 3 words"),
         ("", 2, "none of the vocabulary's 3 words"),
     ],

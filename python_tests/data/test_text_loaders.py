@@ -79,6 +79,13 @@ def test_the_vocabulary_is_of_training_texts_alone(tmp_path):
     assert (limited.train_inputs == 1).any()
 
 
+def test_a_vocabulary_without_a_word_is_an_error(tmp_path):
+    write_agnews(tmp_path, per_class=5)
+    message = r"`text.min_count`: no word of the \d+ training texts occurs 1,000,000 times"
+    with pytest.raises(ValueError, match=message):
+        load("agnews-lt", root=tmp_path, imbalance=1, text=TextOptions(min_count=10**6))
+
+
 def test_test_texts_are_fixed_and_apart_from_training(tmp_path):
     write_wordnet(tmp_path, SIZES)
     source = wordnet.load_wordnet(tmp_path)

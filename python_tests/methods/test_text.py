@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ltkernels.data import TextTransform, Vocabulary, vocabulary_of, wordnet
+from ltkernels.data import TextTransform, Vocabulary, tokenize, vocabulary_of, wordnet
 from ltkernels.export import export_run
 from ltkernels.methods import METHODS
 from ltkernels.train import (
@@ -101,6 +102,9 @@ def test_an_exported_run_brings_its_words(finished, tmp_path):
     assert exported.check.passed
     assert exported.card["input"]["dtype"] == "int32"
     assert exported.card["input"]["vocabulary"] == DATA.transform.vocabulary.hash
+    assert exported.card["input"]["max_length"] == DATA.input_shape[0]
+    pattern = exported.card["input"]["tokenisation"].partition("regular expression ")[2]
+    assert re.findall(pattern, "don't x_1, no") == tokenize("don't x_1, no")
     words = Vocabulary.from_text((tmp_path / "vocabulary.txt").read_text())
     program = torch.export.load(tmp_path / "model.pt2").module()
     text = words.encode([["own0x0", "any1"]], DATA.input_shape[0])

@@ -186,6 +186,42 @@ def test_keys_the_method_does_not_read_are_named(tmp_path, capsys):
     assert capsys.readouterr().err == "note: ce does not read `experts`, `temperature`\n"
 
 
+@pytest.mark.parametrize(
+    ("dataset", "keys", "notes"),
+    [
+        (
+            "digits-lt",
+            ["text.min_count=2", "model.embeddings=x", "data.crop=0.5", "data.holdout=0.1"],
+            ["digits-lt does not read `data.crop`, `model.embeddings`, `text.min_count`"],
+        ),
+        (
+            "agnews-lt",
+            ["text.min_count=2", "data.image_size=32", "model.width=8", "experts=2"],
+            [
+                "ce does not read `experts`",
+                "agnews-lt does not read `data.image_size`, `model.width`",
+            ],
+        ),
+        ("imagenet-lt", ["data.image_size=32", "data.jitter=0.1", "data.crop=0.5"], []),
+        ("imagenet-lt", ["text.max_words=9"], ["imagenet-lt does not read `text.max_words`"]),
+        ("digits-lt", ["data.rotation=9"], []),
+        (
+            "digits-lt",
+            ["data.rotation=9", "data.augment=false"],
+            ["`data.rotation` turns no image with `data.augment` = false"],
+        ),
+    ],
+)
+def test_keys_the_data_set_does_not_read_are_named(
+    dataset, keys, notes, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cli, "_train_one", lambda *arguments: None)
+    settings = [word for key in keys for word in ("--set", key)]
+    out = ["--out", str(tmp_path / "run")]
+    assert cli.main(["ce", "--dataset", dataset, *settings, *out]) == 0
+    assert capsys.readouterr().err == "".join(f"note: {note}\n" for note in notes)
+
+
 def test_list_of_commands():
     out = subprocess.run(
         [sys.executable, "-m", "ltkernels"],
