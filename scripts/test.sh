@@ -28,7 +28,7 @@ mypy
 
 step 'C++ tests'
 mkdir -p build
-cmake -S . -B build/tests -G Ninja -DLTKERNELS_TESTS=ON -DCMAKE_BUILD_TYPE=Release >build/tests.log
+cmake -S . -B build/tests -G Ninja -DLTKERNELS_TESTS=ON -DLTKERNELS_CYCLES=ON -DCMAKE_BUILD_TYPE=Release >build/tests.log
 cmake --build build/tests --parallel "${MAX_JOBS:-$(nproc)}" >>build/tests.log || { cat build/tests.log; exit 1; }
 ctest --test-dir build/tests --output-on-failure --parallel "${MAX_JOBS:-$(nproc)}"
 

@@ -57,15 +57,22 @@ def tensor(op: str, name: str, value: object) -> Tensor:
 
 def logits(op: str, name: str, value: object, like: Tensor | None = None) -> Tensor:
     """Logits `[N, C]` with C >= 1, of a floating dtype, on the device of `like`."""
+    return _matrix(op, name, value, like, "[N, C] with at least one class")
+
+
+def embedding(op: str, name: str, value: object, like: Tensor | None = None) -> Tensor:
+    """Features `[N, D]` with D >= 1, of a floating dtype, on the device of `like`."""
+    return _matrix(op, name, value, like, "[N, D] with at least one channel")
+
+
+def _matrix(op: str, name: str, value: object, like: Tensor | None, wanted: str) -> Tensor:
     x = tensor(op, name, value)
     if x.dtype not in LOGIT_DTYPES:
         raise TypeError(
             f"`{op}`: expected `{name}` to be float16, bfloat16, float32 or float64, got {x.dtype}"
         )
     if x.dim() != 2 or x.shape[1] == 0:
-        raise ValueError(
-            f"`{op}`: expected `{name}` to be [N, C] with at least one class, got {shape_of(x)}"
-        )
+        raise ValueError(f"`{op}`: expected `{name}` to be {wanted}, got {shape_of(x)}")
     if like is not None:
         same_device(op, name, x, like)
     return x
@@ -101,22 +108,6 @@ def expert_logits(
                 f"got {x.dtype}"
             )
     return tuple(value)
-
-
-def embedding(op: str, name: str, value: object, like: Tensor | None = None) -> Tensor:
-    """Features `[N, D]` with D >= 1, of a floating dtype, on the device of `like`."""
-    x = tensor(op, name, value)
-    if x.dtype not in LOGIT_DTYPES:
-        raise TypeError(
-            f"`{op}`: expected `{name}` to be float16, bfloat16, float32 or float64, got {x.dtype}"
-        )
-    if x.dim() != 2 or x.shape[1] == 0:
-        raise ValueError(
-            f"`{op}`: expected `{name}` to be [N, D] with at least one channel, got {shape_of(x)}"
-        )
-    if like is not None:
-        same_device(op, name, x, like)
-    return x
 
 
 def same_device(op: str, name: str, x: Tensor, like: Tensor) -> None:
