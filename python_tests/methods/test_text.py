@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from interrupted_training import InterruptAt
 from ltkernels.data import TextTransform, Vocabulary, tokenize, vocabulary_of, wordnet
 from ltkernels.export import export_run
 from ltkernels.methods import METHODS
@@ -23,7 +24,6 @@ from ltkernels.train import (
     resolve,
     train,
 )
-from ltkernels.train.interrupt import Interruption
 from ltkernels.train.progress import SilentProgress
 from ltkernels.train.report import format_results
 from ltkernels.train.run import hold_out
@@ -149,26 +149,6 @@ def test_classifiers_are_trained_again_on_frozen_features(finished, tmp_path):
     before, after = weights(finished[0]), weights(tmp_path)
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert same == {name for name in before if not name.startswith("linear.")}
-
-
-class InterruptAt(SilentProgress):
-    """Asks for an interruption after so many steps, as Ctrl-C does."""
-
-    def __init__(self, steps, monkeypatch):
-        self.left = steps
-        self.interruption = None
-        enter = Interruption.__enter__
-
-        def remember(interruption):
-            self.interruption = interruption
-            return enter(interruption)
-
-        monkeypatch.setattr(Interruption, "__enter__", remember)
-
-    def step(self, images, loss):
-        self.left -= 1
-        if self.left == 0:
-            self.interruption.requested = True
 
 
 @pytest.mark.parametrize("steps", [3, 18])  # inside an epoch of the teacher, of the student

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from image_tree import write_tree
+from interrupted_training import InterruptAt
 from ltkernels.data.packing import PackOptions, pack
 from ltkernels.nn import build_model
 from ltkernels.train import Interrupted, cli, load_config, load_method, resolve, train
-from ltkernels.train.interrupt import Interruption
 from ltkernels.train.progress import SilentProgress
 from ltkernels.train.run import hold_out, load_dataset
 from tiny_data import process_environment
@@ -70,25 +70,6 @@ def rows(out):
 def same_weights(one, two):
     a, b = (load_file(out / "model.safetensors") for out in (one, two))
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-class InterruptAt(SilentProgress):
-    """Asks for an interruption after so many steps, as Ctrl-C does."""
-
-    def __init__(self, steps, monkeypatch):
-        self.left, self.interruption = steps, None
-        enter = Interruption.__enter__
-
-        def remember(interruption):
-            self.interruption = interruption
-            return enter(interruption)
-
-        monkeypatch.setattr(Interruption, "__enter__", remember)
-
-    def step(self, images, loss):
-        self.left -= 1
-        if self.left == 0:
-            self.interruption.requested = True
 
 
 @pytest.fixture(scope="module")

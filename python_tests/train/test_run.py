@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from interrupted_training import InterruptAt
 from ltkernels.methods import METHODS, CrossEntropy, Stage
 from ltkernels.predictions import read_logits
 from ltkernels.train import (
@@ -25,7 +26,6 @@ from ltkernels.train import (
 )
 from ltkernels.train.checkpoint import load_checkpoint, save_checkpoint
 from ltkernels.train.evaluation import adjust_logits
-from ltkernels.train.interrupt import Interruption
 from ltkernels.train.plots import HOW_TO_GET_PLOTS
 from ltkernels.train.progress import SilentProgress
 from ltkernels.train.report import format_results
@@ -45,26 +45,6 @@ def rows(out):
     lines = (out / "metrics.jsonl").read_text().splitlines()
     clocks = ("seconds", "images_per_second")
     return [{k: v for k, v in json.loads(x).items() if k not in clocks} for x in lines]
-
-
-class InterruptAt(SilentProgress):
-    """Asks for an interruption after so many steps, as Ctrl-C does."""
-
-    def __init__(self, steps, monkeypatch):
-        self.left = steps
-        self.interruption = None
-        enter = Interruption.__enter__
-
-        def remember(interruption):
-            self.interruption = interruption
-            return enter(interruption)
-
-        monkeypatch.setattr(Interruption, "__enter__", remember)
-
-    def step(self, images, loss):
-        self.left -= 1
-        if self.left == 0:
-            self.interruption.requested = True
 
 
 @pytest.fixture(scope="module")
